@@ -1,0 +1,65 @@
+# What a contributor runs. It needs make, git and Python 3.10 or newer, nothing else;
+# "PYTHON=python3.12 make test" chooses the interpreter.
+PYTHON ?= python3
+VENV = PYTHON="$(PYTHON)" tools/venv.sh
+RUN = .venv/bin
+# For tools that call others by name.
+ON_PATH = PATH="$(CURDIR)/$(RUN):$$PATH"
+
+.PHONY: help demo test lint bench figures mutants wheel clean
+# The targets share .venv, so they run one after the other.
+.NOTPARALLEL:
+
+help:
+	@echo "make demo     see the pool at work on a private PostgreSQL"
+	@echo "make test     run the tests"
+	@echo "make lint     check style, types and the generated file"
+	@echo "make bench    run the benchmarks in short"
+	@echo "make figures  run the benchmarks in full and print every figure"
+	@echo "make mutants  plant faults in the source and see that a test notices each"
+	@echo "make wheel    build the sdist, the compiled wheel and the pure wheel into dist/"
+	@echo "make clean    remove everything that was made"
+
+demo:
+	@$(VENV) demo
+	$(RUN)/fastpool demo
+
+test:
+	@$(VENV) test
+	$(RUN)/python -m pytest
+
+lint:
+	@$(VENV) lint
+	$(RUN)/ruff check
+	$(RUN)/ruff format --check
+	$(RUN)/mypy
+	$(ON_PATH) cython-lint fastpool
+	$(RUN)/python tools/unpyx.py --check
+
+bench:
+	@$(VENV) bench
+	$(RUN)/python -m bench quick
+
+figures:
+	@$(VENV) bench
+	$(RUN)/python -m bench figures
+
+mutants:
+	@$(VENV) test
+	$(RUN)/python tools/mutants.py
+
+# Both wheels are made from the sdist, so they prove that it is complete.
+wheel:
+	@$(VENV) wheel
+	rm -rf dist build/dist
+	FASTPOOL_NO_EXT=0 FASTPOOL_REQUIRE_EXT=1 $(RUN)/python -m build --outdir build/dist
+	$(ON_PATH) auditwheel repair --wheel-dir dist build/dist/*.whl
+	FASTPOOL_NO_EXT=1 FASTPOOL_REQUIRE_EXT=0 $(RUN)/python -m pip wheel --no-deps --no-cache-dir \
+		--wheel-dir dist build/dist/*.tar.gz
+	mv build/dist/*.tar.gz dist
+
+clean:
+	rm -rf .venv build dist *.egg-info .benchmarks .coverage* .hypothesis
+	rm -rf .mypy_cache .pytest_cache .ruff_cache
+	rm -f fastpool/*.so fastpool/_core.c fastpool/_core.html
+	find . -name __pycache__ -prune -exec rm -rf {} +
