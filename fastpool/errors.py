@@ -1,0 +1,131 @@
+"""Every error the pool itself raises.
+
+The driver's own errors (``pg8000.DatabaseError`` and its kin) pass through
+untouched; what is listed here is what the *pool* has to say. Each class carries
+its facts as attributes, so that a handler never has to parse a message, and
+chains its cause.
+
+Roots by fault: ``ConfigError`` is the programmer's, ``ConnectionReleased`` and
+``ConnectionBusy`` a misuse of one connection, the others are about the state of
+the pool or of the database.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = [
+    "ConfigError",
+    "ConnectFailed",
+    "ConnectionBusy",
+    "ConnectionReleased",
+    "DeadlineExceeded",
+    "PoolClosed",
+    "PoolDeadlock",
+    "PoolError",
+    "PoolTimeout",
+    "TooManyRequests",
+    "TransactionAborted",
+]
+
+Outcome = Literal["not_sent", "cancelled", "rolled_back", "unknown"]
+
+
+class PoolError(Exception):
+    """Base of all errors raised by fastpool."""
+
+
+class PoolClosed(PoolError):
+    """The pool is closed, or was closed while the caller waited."""
+
+
+class PoolTimeout(PoolError, TimeoutError):
+    """No connection became available in time.
+
+    ``__cause__`` is the last connect error, if it is newer than the last
+    successful connect: then the database is the trouble, not the pool's size.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        timeout: float | None = None,
+        waited: float | None = None,
+        size: int | None = None,
+        idle: int | None = None,
+        waiting: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.timeout = timeout
+        """The limit that passed, in seconds."""
+        self.waited = waited
+        """How long the caller really waited, in seconds."""
+        self.size = size
+        """Connections of the pool at that moment, in any state."""
+        self.idle = idle
+        """Idle connections at that moment."""
+        self.waiting = waiting
+        """Callers still waiting after this one gave up."""
+
+
+class PoolDeadlock(PoolTimeout):
+    """Every connection is held by a thread that itself waits in this pool."""
+
+
+class TooManyRequests(PoolError):
+    """``max_waiting`` callers wait already; this one was refused at once."""
+
+
+class ConnectFailed(PoolError):
+    """A connection could not be made, and waiting longer would not help.
+
+    The text is the server's own; ``__cause__`` is the driver's error.
+    """
+
+    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+        """The five-character SQLSTATE, where the server gave one."""
+
+
+class DeadlineExceeded(PoolError, TimeoutError):
+    """A deadline passed before the work was done."""
+
+    def __init__(self, message: str, *, outcome: Outcome) -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        """``not_sent``: nothing reached the server. ``cancelled``: the server
+        confirmed the cancel, nothing was done. ``unknown``: it may have run."""
+
+
+class TransactionAborted(PoolError):
+    """A block ended well, but its transaction was not (known to be) committed."""
+
+    def __init__(self, message: str, *, outcome: Outcome = "rolled_back") -> None:
+        super().__init__(message)
+        self.outcome = outcome
+        """``rolled_back``: an earlier statement had failed, so the server could
+        only roll back. ``unknown``: COMMIT was sent and no answer came."""
+
+
+class ConnectionReleased(PoolError):
+    """A connection, cursor or statement was used after its release."""
+
+
+class ConnectionBusy(PoolError):
+    """Two threads used one connection at the same time."""
+
+
+class ConfigError(PoolError, ValueError):
+    """A setting or a connection string is wrong; the text names which part."""
+
+    def __init__(self, message: str, *, setting: str | None = None) -> None:
+        super().__init__(message)
+        self.setting = setting
+        """The setting, parameter or variable that is wrong, where it is one."""
+
+
+for _name in __all__:
+    # Tracebacks and pickles name the public place.
+    globals()[_name].__module__ = "fastpool"
