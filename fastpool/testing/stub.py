@@ -1,0 +1,239 @@
+"""A driver that opens nothing, for testing a pool's own behaviour.
+
+Every step can be delayed, held at a gate, or made to fail; everything is
+counted. Its connections keep the same state object as real ones, so the pool
+asks them for status and in-flight state just the same::
+
+    driver = StubDriver(connect_delay=0.05)
+    driver.fail("connect", ConnectionRefusedError(), times=3)
+    with Pool(driver=driver, max_size=2) as pool: ...
+"""
+
+from __future__ import annotations
+
+import itertools
+import select
+import socket
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Generator
+from typing import Any, Literal
+
+from ..drivers.base import (
+    BUSY,
+    CLOSED,
+    DIRTY,
+    FAILED,
+    LOCAL,
+    SESSION,
+    TRANSACTION,
+    ConnState,
+    Wait,
+)
+
+__all__ = ["StubConnection", "StubDriver", "StubError"]
+
+Step = Literal["connect", "control", "ping", "restore", "discard", "close"]
+
+
+class StubError(Exception):
+    """What a scripted failure raises by default."""
+
+
+class StubConnection:
+    """A connection to nothing. ``run`` understands a few words of SQL."""
+
+    def __init__(self, driver: StubDriver, state: ConnState, number: int) -> None:
+        self.driver = driver
+        self.number = number
+        """1 for the first connection made, 2 for the second, ..."""
+        self.closed = False
+        self.statements: list[str] = []
+        """All that was run on it, by the user and by the pool."""
+        self._state = state
+
+    def run(self, sql: str) -> str:
+        """Run *sql*: BEGIN, COMMIT, ROLLBACK, SAVEPOINT, SET and NOTICE do to
+        the state what they do on a server, FAIL raises ``StubError`` as an error
+        of the server would, LOSE raises it with the connection out of sync."""
+        self._state.enter()
+        return self._run(sql)
+
+    def _run(self, sql: str) -> str:
+        state = self._state
+        self.statements.append(sql)
+        flags = state.flags & ~BUSY
+        word = sql.split()[0].upper() if sql else ""
+        if self.closed or word == "LOSE":
+            state.leave(DIRTY | (CLOSED if self.closed else 0))
+            raise StubError("connection lost")
+        if word == "FAIL":
+            state.leave(flags | FAILED if flags & TRANSACTION else flags)
+            raise StubError("statement failed")
+        if word == "BEGIN":
+            flags |= TRANSACTION
+        elif word in ("COMMIT", "ROLLBACK"):
+            flags &= ~FAILED if sql.upper().startswith("ROLLBACK TO") else ~(TRANSACTION | FAILED)
+        elif word == "SET":
+            flags |= SESSION
+        elif word == "NOTICE":
+            flags |= LOCAL
+        state.leave(flags)
+        return sql
+
+    def kill(self) -> None:
+        """The server ends the session; the pool's next look finds it dead."""
+        self.closed = True
+        self.driver._silence(self)
+
+    def __repr__(self) -> str:
+        return f"<StubConnection {self.number}{' closed' if self.closed else ''}>"
+
+
+class StubDriver:
+    """A driver whose connections are :class:`StubConnection`.
+
+    *connect_delay*, *control_delay*, *ping_delay* are seconds that the step
+    takes. With *sockets* each connection has a real socket to poll, so that
+    :meth:`StubConnection.kill` is noticed as a real server's close is.
+    """
+
+    def __init__(
+        self,
+        connect_delay: float = 0.0,
+        *,
+        control_delay: float = 0.0,
+        ping_delay: float = 0.0,
+        sockets: bool = False,
+    ) -> None:
+        self.delays: dict[str, float] = {
+            "connect": connect_delay,
+            "control": control_delay,
+            "ping": ping_delay,
+        }
+        self.sockets = sockets
+        self.counts: Counter[str] = Counter()
+        """How often each step was begun."""
+        self.connections: list[StubConnection] = []
+        """All connections made."""
+        self.open_now = 0
+        self.most_open = 0
+        """The most connections that were open at the same time, a dial
+        included from its begin and a close until its end."""
+        self.params: list[dict[str, Any]] = []
+        """What each dial was given."""
+        self.gates: dict[str, threading.Event] = {}
+        """``gates["connect"] = Event()`` holds dials until the event is set."""
+        self._script: dict[str, deque[BaseException]] = {}
+        self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._pairs: dict[StubConnection, tuple[socket.socket, socket.socket]] = {}
+
+    def fail(self, step: Step, error: BaseException | None = None, *, times: int = 1) -> None:
+        """The next *times* calls of *step* raise *error*. One with a true
+        ``permanent`` attribute is permanent."""
+        script = self._script.setdefault(step, deque())
+        script.extend([StubError(f"scripted {step}") if error is None else error] * times)
+
+    def heal(self) -> None:
+        """Forget all failures that have not happened yet."""
+        self._script.clear()
+
+    def _step(self, step: str) -> None:
+        self.counts[step] += 1
+        delay = self.delays.get(step, 0.0)
+        if delay:
+            time.sleep(delay)
+        gate = self.gates.get(step)
+        if gate is not None:
+            gate.wait()
+        try:
+            error = self._script[step].popleft()
+        except (KeyError, IndexError):
+            return
+        raise error
+
+    # -- the driver protocol ---------------------------------------------------
+
+    def connect(self, params: dict[str, Any], state: ConnState, deadline: float) -> StubConnection:
+        with self._lock:
+            self.open_now += 1
+            self.most_open = max(self.most_open, self.open_now)
+        self.params.append(params)
+        try:
+            self._step("connect")
+        except BaseException:
+            with self._lock:
+                self.open_now -= 1
+            raise
+        conn = StubConnection(self, state, next(self._numbers))
+        if self.sockets:
+            self._pairs[conn] = socket.socketpair()
+        self.connections.append(conn)
+        return conn
+
+    def fileno(self, conn: StubConnection) -> int:
+        pair = self._pairs.get(conn)
+        return -1 if pair is None else pair[0].fileno()
+
+    def is_permanent(self, error: BaseException) -> bool:
+        return bool(getattr(error, "permanent", False))
+
+    def sqlstate(self, error: BaseException) -> str | None:
+        return getattr(error, "sqlstate", None)
+
+    def control(self, conn: StubConnection, sql: str) -> None:
+        self._step("control")
+        conn._run(sql)
+
+    def ping(self, conn: StubConnection, timeout: float) -> None:
+        self._step("ping")
+        if conn.closed:
+            conn._state.leave(CLOSED)
+            raise StubError("connection lost")
+
+    def restore(self, conn: StubConnection) -> None:
+        self._step("restore")
+        conn._state.leave(conn._state.flags & ~LOCAL)
+
+    def rebase(self, conn: StubConnection) -> None:
+        conn._state.leave(conn._state.flags & ~SESSION)
+
+    def discard(self, conn: StubConnection) -> None:
+        self._step("discard")
+        conn._run("DISCARD ALL")
+        conn._state.leave(conn._state.flags & ~(SESSION | LOCAL))
+
+    def close(self, conn: StubConnection) -> Generator[Wait, None, None]:
+        near, far = socket.socketpair()
+        try:
+            gate = self.gates.get("close")
+            if gate is not None:
+                threading.Thread(
+                    target=_close_after, args=(gate, far), name="stub-close", daemon=True
+                ).start()
+                yield near.fileno(), select.POLLIN
+            self._step("close")
+        finally:
+            near.close()
+            far.close()
+            self.abandon(conn)
+
+    def abandon(self, conn: StubConnection) -> None:
+        conn.closed = True
+        for end in self._pairs.pop(conn, ()):
+            end.close()
+        conn._state.leave(conn._state.flags | CLOSED)
+        with self._lock:
+            self.open_now -= 1
+
+    def _silence(self, conn: StubConnection) -> None:
+        pair = self._pairs.get(conn)
+        if pair is not None:
+            pair[1].close()
+
+
+def _close_after(gate: threading.Event, end: socket.socket) -> None:
+    gate.wait()
+    end.close()
