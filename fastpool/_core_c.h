@@ -1,0 +1,135 @@
+/* What the compiled core needs from C: two clocks, one poll, a nap, and the place
+ * in the caller's code without making a frame object. The interpreted core has the
+ * same functions in _runtime.py. */
+#ifndef FASTPOOL_CORE_C_H
+#define FASTPOOL_CORE_C_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <Python.h>
+#include <pythread.h>
+#include <time.h>
+
+#ifdef _WIN32
+#include <windows.h>
+#else
+#include <poll.h>
+#endif
+
+#ifdef Py_GIL_DISABLED
+#define FP_HAS_GIL 0
+#else
+#define FP_HAS_GIL 1
+#endif
+
+static inline double fp_clock(clockid_t id) {
+    struct timespec t;
+    clock_gettime(id, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* The clock of time.monotonic(). */
+static inline double fp_monotonic(void) { return fp_clock(CLOCK_MONOTONIC); }
+
+/* The same clock at the resolution of the scheduler's tick (1-4 ms late), at a
+ * quarter of the price: enough for ages, idle times and the leak watch. */
+static inline double fp_coarse(void) {
+#ifdef CLOCK_MONOTONIC_COARSE
+    return fp_clock(CLOCK_MONOTONIC_COARSE);
+#else
+    return fp_clock(CLOCK_MONOTONIC);
+#endif
+}
+
+/* What the kernel knows of this socket now; 0 = alive and silent. One system
+ * call that never blocks, so the GIL is kept: dropping it costs more. */
+static inline int fp_poll(int fd) {
+#ifdef _WIN32
+    (void)fd;
+    return 0;
+#else
+    struct pollfd p;
+    p.fd = fd;
+    p.events = POLLIN;
+#ifdef POLLRDHUP
+    p.events |= POLLRDHUP;
+#endif
+    p.revents = 0;
+    return poll(&p, 1, 0) == 1 ? p.revents : 0;
+#endif
+}
+
+/* What tells one living lease from another. */
+static inline Py_ssize_t fp_token(PyObject *lease) { return (Py_ssize_t)lease; }
+
+/* Give the processor to the thread that was just woken. A yield is not enough:
+ * the releaser would take the GIL back first. Called without the GIL. */
+static inline void fp_nap(void) {
+    struct timespec t = {0, 1};
+    nanosleep(&t, NULL);
+}
+
+/* Code object (new reference) and byte offset of the running instruction of the
+ * Python code that called us; frames whose globals are *skip* are passed over.
+ * The layouts are those of released interpreters and will not change; anything
+ * newer pays for a frame object. */
+#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x030e0000 && !defined(PYPY_VERSION)
+#define FP_INTERPRETER_FRAME 1
+#ifndef Py_BUILD_CORE
+#define Py_BUILD_CORE 1
+#endif
+#include "internal/pycore_frame.h"
+#endif
+
+static inline PyObject *fp_site(PyObject *skip, int *lasti) {
+#ifdef FP_INTERPRETER_FRAME
+    PyThreadState *tstate = PyThreadState_GET();
+#if PY_VERSION_HEX >= 0x030d0000
+    struct _PyInterpreterFrame *frame = tstate->current_frame;
+#else
+    struct _PyInterpreterFrame *frame = tstate->cframe->current_frame;
+#endif
+    while (frame != NULL && frame->f_globals == skip)
+        frame = frame->previous;
+    if (frame != NULL) {
+#if PY_VERSION_HEX >= 0x030c0000
+        PyObject *code = PyUnstable_InterpreterFrame_GetCode(frame);
+        if (PyCode_Check(code)) {
+            *lasti = PyUnstable_InterpreterFrame_GetLasti(frame);
+            return code;
+        }
+        Py_DECREF(code);
+#else
+        *lasti = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
+        return Py_NewRef((PyObject *)frame->f_code);
+#endif
+    }
+#else
+    PyFrameObject *frame = PyEval_GetFrame();
+    Py_XINCREF(frame);
+    while (frame != NULL) {
+        PyObject *globals = PyObject_GetAttrString((PyObject *)frame, "f_globals");
+        Py_XDECREF(globals);
+        if (globals != skip)
+            break;
+        PyFrameObject *back = PyFrame_GetBack(frame);
+        Py_DECREF(frame);
+        frame = back;
+    }
+    if (frame != NULL) {
+        PyObject *offset = PyObject_GetAttrString((PyObject *)frame, "f_lasti");
+        *lasti = offset == NULL ? -1 : (int)PyLong_AsLong(offset);
+        Py_XDECREF(offset);
+        PyErr_Clear();
+        PyObject *code = (PyObject *)PyFrame_GetCode(frame);
+        Py_DECREF(frame);
+        return code;
+    }
+    PyErr_Clear();
+#endif
+    *lasti = -1;
+    return Py_NewRef(Py_None);
+}
+
+#endif

@@ -1,0 +1,13 @@
+# C functions of the compiled core; the interpreted one has them in _runtime.py.
+
+cdef extern from "_core_c.h" nogil:
+    double monotonic "fp_monotonic"()
+    double coarse "fp_coarse"()
+    int poll "fp_poll"(int fd)
+    void nap "fp_nap"()
+
+cdef extern from "_core_c.h":
+    const bint HAS_GIL "FP_HAS_GIL"
+    object site "fp_site"(object skip, int *lasti)
+    unsigned long ident "PyThread_get_thread_ident"()
+    Py_ssize_t token "fp_token"(object lease)

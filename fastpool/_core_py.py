@@ -1,0 +1,1404 @@
+# Generated from _core.pyx by tools/unpyx.py: edit that file, not this one.
+"""The core: who has which connection, who waits, and nothing else.
+
+It knows no driver, no SQL, no log and no thread of its own. Connections are
+given to it (:meth:`Core.adopt`), callers come for them (:class:`Checkout`), and
+what takes time or can fail is asked of its *house* (:class:`House`).
+
+An entry is one connection, from the decision to dial until the server has
+closed its side::
+
+    CONNECTING --adopt--> HELD --put--> IDLE <--put/take--> LEASED
+         |                 ^  \\          |                    |
+         |                 |   `---------+------retire--------+--> CLOSING --> CLOSED
+         `--forget--> CLOSED   (HELD: a pool thread, or a release, works on it)
+
+A waiter: ``AWAY -> WAITING -> ASSIGNED | FAILED | AWAY``. The giver writes the
+connection and the new state into it in one step; the one who leaves looks at
+the state in one step. So a connection is never given to somebody who has gone.
+
+**Sections.** Whatever changes those states is a *section*: a method that is one
+atomic step. It makes no call, no loop, no allocation that the garbage collector
+tracks, and drops no reference that could be the last. On a GIL build nothing can
+interrupt it, compiled or interpreted, so it needs no lock; elsewhere it has one.
+The only call in a section is its last act, waking a waiter; the one exception,
+binding a lease in :meth:`Core._take`, comes before the step and is checked by it.
+
+**Ownership.** ``Entry.holder`` is the one truth about who has a connection: the
+token of a lease (its address), minus that token while the lease's release is
+still working on it, ``HOUSE`` while a pool thread has it, 0 for nobody. Released?
+Released twice? Used after release? Handed on? One comparison answers all of it.
+A lease that dies while its token stands in an entry was lost, whatever
+interrupted its owner, and its finalizer gives the connection back.
+
+Written in Cython's pure-Python syntax. The interpreted core, ``_core_py.py``, is
+generated from ``_core.pyx`` by ``tools/unpyx.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from _thread import TIMEOUT_MAX
+import _thread
+from collections import deque
+from types import MethodType
+from typing import Any, Protocol
+
+
+from fastpool.drivers.base import BUSY
+from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
+
+from fastpool._runtime import Mutexed, coarse, ident, monotonic, nap, poll, section, site, token
+
+__all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
+
+# Entry.status
+CONNECTING = 0
+HELD = 1
+IDLE = 2
+LEASED = 3
+CLOSING = 4
+CLOSED = 5
+ENTRY_STATUS = ("connecting", "held", "idle", "leased", "closing", "closed")
+
+# Waiter.status
+AWAY = 0
+WAITING = 1
+ASSIGNED = 2
+FAILED = 3
+
+# Core.phase
+NEW = 0
+OPEN = 1
+CLOSING_DOWN = 2
+PHASES = ("new", "open", "closed")
+
+# What became of an entry that was put back
+NOT_YOURS = 0
+KEPT = 1
+HANDED_ON = 2
+UNSETTLED = 3
+STALE = 4
+EXPIRED = 5
+WORN = 6
+SURPLUS = 7
+REASONS = ("", "", "", "broken", "drained", "max_lifetime", "max_uses", "max_idle")
+
+# What became of a caller that wants to wait
+JOINED = 0
+NOT_OPEN = 1
+IDLE_AFTER_ALL = 2
+CROWDED = 3
+REFUSED = 4
+
+HOUSE = 1
+"""The holder of an entry that a pool thread has; never the address of a lease."""
+
+BUCKETS = 40
+"""Wait histogram: bucket n counts waits below 2**n microseconds."""
+
+_skip: Any = None
+
+
+def skip_frames_of(namespace: dict[str, Any]) -> None:
+    """Acquire sites are looked for above functions whose globals are *namespace*."""
+    global _skip
+    _skip = namespace
+
+
+class House(Protocol):
+    """What the core asks for, always outside its sections."""
+
+    def open(self) -> None:
+        """The first caller came: open the pool."""
+
+    def wanted(self) -> None:
+        """A dial may be wanted (:meth:`Core.begin_dial` knows). Called often."""
+
+    def queueing(self) -> None:
+        """The caller is about to wait; raises if it must not."""
+
+    def disposed(self) -> None:
+        """An entry was put on :attr:`Core.closing`."""
+
+    def admit(self, entry: Entry) -> str | None:
+        """Look closely at a connection about to be handed out, in the caller's
+        thread. ``None``: fit for use; else the reason to close it. An exception
+        goes to the caller, and the connection back."""
+
+    def settle(self, entry: Entry) -> str | None:
+        """Make a returned connection fit for the next user, in the thread that
+        returns it. ``None``: done; else the reason to close it."""
+
+    def finish(self, entry: Entry) -> None:
+        """A block ended well with its transaction open: commit."""
+
+    def transaction(self, lease: Lease, **options: Any) -> Any:
+        """A nested transaction on a held connection."""
+
+    def lost(self, entry: Entry) -> None:
+        """A lease was dropped without release; called from a finalizer."""
+
+    def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
+        """The exception for a caller who gets nothing: *kind* is ``timeout``,
+        ``closed``, ``crowded`` or ``connect`` (*error* says why)."""
+
+
+class State(Mutexed):
+    """What a connection's wire is doing; see ``fastpool.drivers.base.ConnState``.
+
+    Written by the one thread that has the connection; the core only reads
+    ``flags``. ``serial`` is changed by the core, and by a pool thread that has
+    the entry.
+    """
+
+    __slots__ = (
+        "flags",
+        "serial",
+    )
+    flags: int
+    serial: int
+
+    def __init__(self) -> None:
+        self.flags = 0
+        self.serial = 0
+
+    def enter(self, serial: int = 0) -> None:
+        """Mark the connection BUSY, or refuse: released, or another call is inside."""
+        if not self.serial & 1 or (serial != 0 and serial != self.serial):
+            raise ConnectionReleased("the connection was given back to the pool")
+        if not self._test_and_set():
+            raise ConnectionBusy(
+                "another call is inside this connection: one thread at a time may use it"
+            )
+
+    @section
+    def _test_and_set(self) -> bool:
+        if self.flags & 1:
+            return False
+        self.flags |= 1
+        return True
+
+    def leave(self, flags: int) -> None:
+        """Replace all flags: the call is over."""
+        self.flags = flags
+
+    def grant(self) -> None:
+        """Let a hook use the connection while a pool thread has it."""
+        self.serial = (self.serial | 1) + 2
+
+    def revoke(self) -> None:
+        """End what :meth:`grant` began."""
+        self.serial = (self.serial | 1) + 1
+
+
+class Entry:
+    """One connection and what the pool knows of it. Only sections write it."""
+
+    __slots__ = (
+        "conn",
+        "state",
+        "fd",
+        "status",
+        "holder",
+        "generation",
+        "uses",
+        "born",
+        "expires",
+        "since",
+        "due",
+        "thread",
+        "code",
+        "lasti",
+        "reason",
+        "host",
+        "below",
+        "above",
+    )
+    conn: Any
+    state: State
+    fd: int
+    status: int
+    # holder: see the module's "Ownership". Idle <=> holder == 0 and in the idle ring.
+    holder: int
+    generation: int
+    uses: int
+    born: float
+    expires: float
+    # since: of the last hand-out while leased, of the last return while idle.
+    since: float
+    # due: handed out before this time, the connection needs no closer look.
+    due: float
+    thread: int
+    code: Any
+    lasti: int
+    reason: str
+    host: Any
+    # Neighbours in the idle ring; stale while not idle.
+    below: Entry
+    above: Entry
+
+    def __init__(self, state: State, generation: int, born: float) -> None:
+        self.conn = None
+        self.state = state
+        self.fd = -1
+        self.status = CONNECTING
+        self.holder = HOUSE
+        self.generation = generation
+        self.uses = 0
+        self.born = born
+        self.expires = math.inf
+        self.since = born
+        self.due = math.inf
+        self.thread = 0
+        self.code = None
+        self.lasti = -1
+        self.reason = ""
+        self.host = None
+        self.below = self
+        self.above = self
+
+    def site(self) -> str:
+        """``file:line`` of the last acquire; resolved here, since it costs."""
+        if self.code is None:
+            return "?"
+        line = self.code.co_firstlineno
+        for start, end, number in self.code.co_lines():
+            if start <= self.lasti < end and number is not None:
+                line = number
+        return f"{self.code.co_filename}:{line}"
+
+    def __repr__(self) -> str:
+        return f"<Entry {ENTRY_STATUS[self.status]} uses={self.uses} conn={self.conn!r}>"
+
+
+NO_ENTRY = Entry(State(), -1, 0.0)
+"""Held by nobody, for ever: what a lease has before and after."""
+NO_ENTRY.holder = 0
+NO_ENTRY.status = CLOSED
+
+
+class Waiter:
+    """One caller in the queue. *wake* is called once, when its turn has come."""
+
+    __slots__ = (
+        "token",
+        "thread",
+        "code",
+        "lasti",
+        "since",
+        "status",
+        "entry",
+        "error",
+        "wake",
+        "before",
+        "after",
+    )
+    token: int
+    thread: int
+    code: Any
+    lasti: int
+    since: float
+    status: int
+    entry: Entry
+    error: Any
+    wake: Any
+    # Neighbours in the queue ring; stale while not waiting.
+    before: Waiter
+    after: Waiter
+
+    def __init__(
+        self,
+        token: int,
+        thread: int,
+        code: Any,
+        lasti: int,
+        since: float,
+        wake: Any,
+    ) -> None:
+        self.token = token
+        self.thread = thread
+        self.code = code
+        self.lasti = lasti
+        self.since = since
+        self.status = AWAY
+        self.entry = NO_ENTRY
+        self.error = None
+        self.wake = wake
+        self.before = self
+        self.after = self
+
+
+NO_WAITER = Waiter(0, 0, None, -1, 0.0, None)
+
+
+class Terms:
+    """On what terms a lease is taken; shared by all leases taken alike."""
+
+    __slots__ = (
+        "core",
+        "timeout",
+        "commits",
+    )
+    core: Core
+    # timeout: seconds to wait at most; negative = the pool's own.
+    timeout: float
+    # commits: the block's end commits; else a lease only releases, which rolls back.
+    commits: bool
+
+    def __init__(self, core: Core, timeout: float, commits: bool) -> None:
+        self.core = core
+        self.timeout = timeout
+        self.commits = commits
+
+
+class Lease:
+    """A connection in your hands, until you give it back.
+
+    It forwards to the driver's connection, and ``isinstance(lease, ...)`` sees
+    that connection's class. After :meth:`release` every use raises
+    ``ConnectionReleased``.
+    """
+
+    __slots__ = (
+        "_terms",
+        "_entry",
+        "_waiter",
+    )
+    _terms: Terms
+    _entry: Entry
+    _waiter: Waiter
+
+    def __init__(self) -> None:
+        raise TypeError("a Lease is made by a pool: use pool.connection() or pool.acquire()")
+
+    def __enter__(self) -> Any:
+        if self._entry.holder != token(self):
+            self._terms.core._checkout(self, self._terms.timeout, False)
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        entry: Entry = self._entry
+        if exc_type is None and entry.state.flags != 0 and self._terms.commits:
+            self._finish()
+        else:
+            self._terms.core._give_back(self)
+
+    def _finish(self) -> None:
+        """The block ended well; commit what is open, and release in any case."""
+        entry: Entry = self._entry
+        try:
+            if entry.holder == token(self):
+                self._terms.core.house.finish(entry)
+        finally:
+            self._terms.core._give_back(self)
+
+    def release(self) -> None:
+        """Give the connection back. An open transaction is rolled back.
+
+        Afterwards the lease is dead, also when this raises. A second release
+        does nothing.
+        """
+        self._terms.core._give_back(self)
+
+    def close(self) -> None:
+        """The same as :meth:`release`: the pool decides what is closed."""
+        self._terms.core._give_back(self)
+
+    def transaction(self, **options: Any) -> Any:
+        """A transaction on this connection; nested ones are SAVEPOINTs.
+
+        *options*: ``isolation``, ``read_only``, ``deferrable``, for the outermost
+        one. Usable with both drivers::
+
+            with lease.transaction():
+                ...
+
+        Committed when the block ends well, rolled back when it raises.
+        """
+        return self._terms.core.house.transaction(self, **options)
+
+    @property
+    def driver_connection(self) -> Any:
+        """The driver's connection itself, for code that needs the very object."""
+        return self._held().conn
+
+    def _held(self) -> Entry:
+        if self._entry.holder != token(self):
+            raise ConnectionReleased("the connection was given back to the pool")
+        return self._entry
+
+    def _entry_of(self, core: Core) -> Entry:
+        """The entry held, for the pool's own methods that take a lease."""
+        entry: Entry = self._held()
+        if self._terms.core is not core:
+            raise ValueError("the connection belongs to another pool")
+        return entry
+
+    @property
+    def __class__(self) -> Any:
+        return type(self._entry.conn) if self._entry.holder == token(self) else Lease
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._held().conn, name)
+        if isinstance(value, MethodType):
+            return _call(self, value)
+        return value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._held().conn, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._held().conn, name)
+
+    def __dir__(self) -> list[str]:
+        own = ["close", "driver_connection", "release", "transaction"]
+        return sorted({*own, *dir(self._held().conn)})
+
+    def __repr__(self) -> str:
+        if self._entry.holder != token(self):
+            return "<Lease released>"
+        return f"<Lease of {self._entry.conn!r}>"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a Lease cannot be copied or pickled")
+
+    def __del__(self) -> None:
+        # No reference to self may leave here; entry and waiter are whole, since
+        # a lease is not tracked by the garbage collector.
+        mine: int = token(self)
+        if self._entry is not None and (
+            self._entry.holder == mine
+            or self._entry.holder == -mine
+            or self._waiter is not NO_WAITER
+        ):
+            self._terms.core._lost(self._entry, self._waiter, mine)
+
+
+class Call:
+    """A method of a leased connection: dead, once the lease is."""
+
+    __slots__ = (
+        "_lease",
+        "_method",
+    )
+    _lease: Lease
+    _method: Any
+
+    def __init__(self, lease: Lease, method: Any) -> None:
+        self._lease = lease
+        self._method = method
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self._lease._held()
+        return self._method(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Any:
+        return self._method
+
+    @property
+    def __doc__(self) -> Any:
+        return self._method.__doc__
+
+    @property
+    def __name__(self) -> Any:
+        return self._method.__name__
+
+    @property
+    def __self__(self) -> Any:
+        return self._lease
+
+    def __repr__(self) -> str:
+        return f"<{self._method.__name__} of {self._lease!r}>"
+
+
+def _call(lease: Lease, method: object) -> Call:
+    return Call(lease, method)
+
+
+# A lease forwards attribute writes; these are its own slots.
+_set_terms = Lease._terms.__set__  # type: ignore[attr-defined]
+_set_entry = Lease._entry.__set__  # type: ignore[attr-defined]
+_set_waiter = Lease._waiter.__set__  # type: ignore[attr-defined]
+
+
+def _lease(terms: Terms) -> Lease:
+    lease: Lease = Lease.__new__(Lease)
+    _set_terms(lease, terms)
+    _set_entry(lease, NO_ENTRY)
+    _set_waiter(lease, NO_WAITER)
+    return lease
+
+
+class Core(Mutexed):
+    """All state of one pool's connections and waiters.
+
+    Invariants, true between any two sections:
+
+    * every entry not CLOSED is in ``entries``; ``size == connecting + held +
+      idle + leased + closing == len(entries) <= max_size`` (unless lowered);
+    * an entry is in the idle ring exactly while its status is IDLE;
+    * nobody waits while an entry is idle;
+    * ``holder`` of a LEASED entry is the token of a living lease, or of one
+      whose finalizer is about to run.
+    """
+
+    __slots__ = (
+        "house",
+        "clock",
+        "phase",
+        "generation",
+        "timeout",
+        "min_size",
+        "max_size",
+        "min_idle",
+        "max_idle",
+        "max_waiting",
+        "max_uses",
+        "check_after",
+        "fifo",
+        "polls",
+        "vets",
+        "settles",
+        "entries",
+        "connecting",
+        "held",
+        "idle",
+        "leased",
+        "size",
+        "waiting",
+        "missed",
+        "acquires",
+        "waits",
+        "wait_time",
+        "served_time",
+        "timeouts",
+        "cancelled",
+        "crowded",
+        "histogram",
+        "closing",
+        "refusal",
+        "refused_until",
+        "_idle",
+        "_queue",
+    )
+    house: Any
+    clock: Any
+    phase: int
+    generation: int
+    # Settings, changed by configure() alone.
+    timeout: float
+    min_size: int
+    max_size: int
+    min_idle: int
+    max_idle: int
+    max_waiting: int
+    max_uses: int
+    check_after: float
+    fifo: bool
+    polls: bool
+    vets: bool
+    settles: bool
+    # Gauges.
+    entries: set
+    connecting: int
+    held: int
+    idle: int
+    leased: int
+    size: int
+    waiting: int
+    # missed: a caller who would not wait found nothing; one dial answers that.
+    missed: int
+    # Counters.
+    acquires: int
+    waits: int
+    wait_time: float
+    served_time: float
+    timeouts: int
+    cancelled: int
+    crowded: int
+    histogram: list
+    # Entries whose connections are to be closed, for the house to take.
+    closing: Any
+    # refusal: why callers get nothing at the moment, while nothing is established.
+    refusal: Any
+    refused_until: float
+    _idle: Entry
+    _queue: Waiter
+
+    def __init__(self, house: Any = None, clock: Any = None) -> None:
+        self.house = house
+        self.clock = clock
+        self.phase = NEW
+        self.generation = 0
+        self.timeout = math.inf
+        self.min_size = 0
+        self.max_size = 1
+        self.min_idle = 0
+        self.max_idle = 1
+        self.max_waiting = _UNLIMITED
+        self.max_uses = _UNLIMITED
+        self.check_after = math.inf
+        self.fifo = False
+        self.polls = True
+        self.vets = False
+        self.settles = False
+        self.entries = set()
+        self.connecting = self.held = self.idle = self.leased = self.size = 0
+        self.waiting = self.missed = 0
+        self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
+        self.wait_time = self.served_time = 0.0
+        self.histogram = [0] * BUCKETS
+        self.closing = deque()
+        self.refusal = None
+        self.refused_until = 0.0
+        self._idle = Entry(NO_ENTRY.state, -1, 0.0)
+        self._queue = Waiter(0, 0, None, -1, 0.0, None)
+
+    # -- settings and phases ---------------------------------------------------
+
+    @section
+    def configure(
+        self,
+        timeout: float = math.inf,
+        min_size: int = 0,
+        max_size: int = 1,
+        min_idle: int = 0,
+        max_idle: int = 1,
+        max_waiting: int = -1,
+        max_uses: int = -1,
+        check_after: float = math.inf,
+        fifo: bool = False,
+        polls: bool = True,
+        vets: bool = False,
+        settles: bool = False,
+    ) -> None:
+        """Set all settings in one step. -1 = no limit, times in seconds.
+
+        *polls*: ask the socket at each checkout. *vets* / *settles*: ask the
+        house at each checkout / return, not only when there is a reason to.
+        """
+        self.timeout = timeout
+        self.min_size = min_size
+        self.max_size = max_size
+        self.min_idle = min_idle
+        self.max_idle = max_idle
+        self.max_waiting = max_waiting if max_waiting >= 0 else _UNLIMITED
+        self.max_uses = max_uses if max_uses >= 0 else _UNLIMITED
+        self.check_after = check_after
+        self.fifo = fifo
+        self.polls = polls
+        self.vets = vets
+        self.settles = settles
+
+    @section
+    def start(self) -> bool:
+        """NEW -> OPEN; False when it was not new."""
+        if self.phase != NEW:
+            return False
+        self.phase = OPEN
+        return True
+
+    @section
+    def shut(self) -> bool:
+        """Close for good: no one is served from now on, everyone who waits is
+        told, idle connections are retired, others when they come back. False
+        when it was closed already."""
+        if self.phase == CLOSING_DOWN:
+            return False
+        self.phase = CLOSING_DOWN
+        self.generation += 1
+        while self._fail_first(None, True):
+            pass
+        self.retire_idle("closed")
+        return True
+
+    @section
+    def drain(self) -> None:
+        """Make every connection old: idle ones are retired now, others when
+        they come back, dials in flight when they end."""
+        self.generation += 1
+        self.retire_idle("drained")
+
+    # -- dialling --------------------------------------------------------------
+
+    @section
+    def deficit(self) -> int:
+        """How many more dials are wanted now; 0 or less for none."""
+        return self._deficit()
+
+    def _deficit(self) -> int:
+        wanted: int
+        lacking: int
+        if self.phase != OPEN:
+            return 0
+        wanted = self.waiting - self.connecting
+        if self.missed - self.connecting > wanted:
+            wanted = self.missed - self.connecting
+        lacking = self.min_size - (self.connecting + self.held + self.idle + self.leased)
+        if lacking > wanted:
+            wanted = lacking
+        lacking = self.min_idle - self.idle - self.connecting
+        if lacking > wanted:
+            wanted = lacking
+        if wanted > self.max_size - self.size:
+            wanted = self.max_size - self.size
+        return wanted
+
+    def ask(self) -> None:
+        """Want one more dial than the numbers ask for."""
+        self.missed = 1
+
+    @section
+    def begin_dial(self) -> Entry | None:
+        """Take one slot for a dial, if one is wanted: nothing -> CONNECTING."""
+        entry: Entry = Entry(State(), self.generation, self.now())
+        if self._deficit() <= 0:
+            return None
+        entry.generation = self.generation
+        self.connecting += 1
+        self.size += 1
+        self.entries.add(entry)
+        return entry
+
+    @section
+    def adopt(self, entry: Entry, conn: Any, fd: int) -> None:
+        """A dial ended well: CONNECTING -> HELD. The dialler puts it next."""
+        self.connecting -= 1
+        self.held += 1
+        self.missed = 0
+        self.refusal = None
+        entry.conn = conn
+        entry.fd = fd
+        entry.status = HELD
+
+    @section
+    def limit_age(self, entry: Entry, expires: float) -> None:
+        """Do not hand the connection out from the time *expires* on."""
+        entry.expires = expires
+        if expires < entry.due:
+            entry.due = expires
+
+    @section
+    def forget(self, entry: Entry) -> None:
+        """A dial failed: CONNECTING -> CLOSED, its slot is free."""
+        self.connecting -= 1
+        self.size -= 1
+        self.missed = 0
+        entry.status = CLOSED
+        entry.holder = 0
+        self.entries.discard(entry)
+
+    @section
+    def refuse(self, error: Any, until: float) -> None:
+        """Waiting is in vain: while nothing is established, fail everyone who
+        waits and, up to the time *until*, everyone who comes, because of *error*."""
+        self.refusal = error
+        self.refused_until = until
+        while self._fail_first(error, False):
+            pass
+
+    # -- the hot path ----------------------------------------------------------
+
+    def now(self) -> float:
+        """Seconds on the monotonic clock (or the clock given)."""
+        return monotonic() if self.clock is None else self.clock()
+
+    def _coarse(self) -> float:
+        return coarse() if self.clock is None else self.clock()
+
+    def _checkout(self, lease: Lease, timeout: float, tries: bool) -> bool:
+        """Give *lease* a connection. False only when it *tries* and there is none."""
+        lasti: int = -1
+        now: float = coarse() if self.clock is None else self.clock()
+        thread: int = ident()
+        frame = site(_skip, 3)
+        code = frame.f_code
+        lasti = frame.f_lasti
+        while self._take(lease, now, thread, code, lasti):
+            if self._fits(lease, now):
+                if self.idle < self.min_idle:
+                    self.house.wanted()
+                return True
+        return self._queue_up(lease, timeout, tries, thread, code, lasti)
+
+    @section
+    def _take(
+        self,
+        lease: Lease,
+        now: float,
+        thread: int,
+        code: object,
+        lasti: int,
+    ) -> bool:
+        """The newest idle entry goes to *lease*: IDLE -> LEASED."""
+        entry: Entry
+        replaced: object
+        while True:
+            entry = self._idle.below
+            if entry is self._idle:
+                return False
+            _set_entry(lease, entry)
+            # Bound, but not held: nothing is lost if it ends here.
+            if entry is self._idle.below:
+                break
+        entry.below.above = entry.above
+        entry.above.below = entry.below
+        entry.status = LEASED
+        entry.holder = token(lease)
+        entry.state.serial = (entry.state.serial | 1) + 2
+        entry.uses += 1
+        entry.since = now
+        entry.thread = thread
+        # The old code object may be the last of its kind: not dropped in here.
+        replaced, entry.code = entry.code, code
+        entry.lasti = lasti
+        self.idle -= 1
+        self.leased += 1
+        self.acquires += 1
+        return True
+
+    def _fits(self, lease: Lease, now: float) -> bool:
+        """May the connection of *lease* be used? If not it is retired."""
+        entry: Entry = lease._entry
+        if (
+            entry.due > now
+            and not self.vets
+            and not (self.polls and entry.fd >= 0 and poll(entry.fd) != 0)
+        ):
+            return True
+        return self._admitted(lease, entry)
+
+    def _admitted(self, lease: Lease, entry: Entry) -> bool:
+        try:
+            reason = self.house.admit(entry)
+        except BaseException:
+            self._give_back(lease)
+            raise
+        if reason is None:
+            return True
+        self.retire(entry, token(lease), reason)
+        return False
+
+    def _give_back(self, lease: Lease) -> None:
+        """Release: plain ones are one section; the others ask the house."""
+        entry: Entry = lease._entry
+        now: float = coarse() if self.clock is None else self.clock()
+        verdict: int = self._put(entry, token(lease), now)
+        if verdict == KEPT:
+            return
+        if verdict == HANDED_ON:
+            _nap()
+        elif verdict == UNSETTLED:
+            self._settle(entry, -token(lease))
+        elif verdict > UNSETTLED:
+            self.retire(entry, -token(lease), REASONS[verdict])
+
+    def _settle(self, entry: Entry, holder: int) -> None:
+        try:
+            reason = self.house.settle(entry)
+        except BaseException:
+            self.retire(entry, holder, "error")
+            raise
+        if reason is None:
+            self._put_or_retire(entry, holder)
+        else:
+            self.retire(entry, holder, reason)
+
+    def put(self, entry: Entry) -> None:
+        """HELD by the house -> to the first who waits, or idle, or retired if
+        it is not fit to be either."""
+        self._put_or_retire(entry, HOUSE)
+
+    def _put_or_retire(self, entry: Entry, holder: int) -> None:
+        verdict: int = self._put(entry, holder, self._coarse())
+        if verdict == HANDED_ON:
+            _nap()
+        elif verdict >= UNSETTLED:
+            self.retire(entry, holder, REASONS[verdict])
+
+    @section
+    def _put(self, entry: Entry, holder: int, now: float) -> int:
+        """LEASED or HELD by *holder* -> LEASED by the first who waits, or IDLE;
+        or stays, HELD, with the reason why it cannot be put.
+
+        A lease's entry that stays is held by minus its token: only its own
+        release, or its finalizer, goes on with it.
+        """
+        waiter: Waiter
+        replaced: object
+        verdict: int
+        returned: bool
+        if entry.holder != holder:
+            return NOT_YOURS
+        returned = entry.status == LEASED
+        if entry.state.flags != 0 or (self.settles and returned):
+            verdict = UNSETTLED
+        elif entry.generation != self.generation:
+            verdict = STALE
+        elif entry.expires <= now:
+            verdict = EXPIRED
+        elif entry.uses >= self.max_uses:
+            verdict = WORN
+        elif self.size > self.max_size:
+            verdict = SURPLUS
+        elif self._queue.after is not self._queue:
+            waiter = self._queue.after
+            waiter.after.before = waiter.before
+            waiter.before.after = waiter.after
+            self.waiting -= 1
+            if not returned:
+                entry.status = LEASED
+                self.held -= 1
+                self.leased += 1
+            entry.holder = waiter.token
+            entry.state.serial = (entry.state.serial | 1) + 2
+            entry.uses += 1
+            entry.since = now
+            entry.due = now + self.check_after
+            if entry.expires < entry.due:
+                entry.due = entry.expires
+            entry.thread = waiter.thread
+            replaced, entry.code = entry.code, waiter.code
+            entry.lasti = waiter.lasti
+            self.acquires += 1
+            waiter.entry = entry
+            waiter.status = ASSIGNED
+            waiter.wake()
+            return HANDED_ON
+        elif self.idle >= self.max_idle:
+            verdict = SURPLUS
+        else:
+            if self.fifo:
+                entry.below = self._idle
+                entry.above = self._idle.above
+                entry.above.below = entry
+                self._idle.above = entry
+            else:
+                entry.above = self._idle
+                entry.below = self._idle.below
+                entry.below.above = entry
+                self._idle.below = entry
+            if returned:
+                self.leased -= 1
+                entry.since = now
+            else:
+                self.held -= 1
+            self.idle += 1
+            entry.status = IDLE
+            entry.holder = 0
+            entry.state.serial = (entry.state.serial | 1) + 1
+            entry.due = now + self.check_after
+            if entry.expires < entry.due:
+                entry.due = entry.expires
+            return KEPT
+        if returned:
+            self.leased -= 1
+            self.held += 1
+            entry.status = HELD
+            entry.holder = -holder
+            entry.state.serial = (entry.state.serial | 1) + 1
+        return verdict
+
+    # -- waiting ---------------------------------------------------------------
+
+    def _queue_up(
+        self,
+        lease: Lease,
+        timeout: float,
+        tries: bool,
+        thread: int,
+        code: object,
+        lasti: int,
+    ) -> bool:
+        """Wait in line until a connection is given, or *timeout* seconds."""
+        waiter: Waiter
+        verdict: int
+        again: bool = False
+        started: float = self.now()
+        if timeout < 0:
+            timeout = self.timeout
+        while True:
+            lock = _thread.allocate_lock()
+            lock.acquire()
+            waiter = Waiter(token(lease), thread, code, lasti, started, lock.release)
+            _set_waiter(lease, waiter)
+            self.house.queueing()
+            verdict = self._join(waiter, again, timeout <= 0, started)
+            if verdict == JOINED:
+                self._wait(lease, waiter, lock, timeout)
+                if waiter.status == ASSIGNED:
+                    if self._fits(lease, self._coarse()):
+                        return True
+                    again = True  # and first in line: nobody has waited longer
+                elif waiter.status == FAILED and waiter.error is not None:
+                    raise self.house.refusal("connect", timeout, 0.0, waiter.error)
+                elif waiter.status == FAILED:
+                    raise self.house.refusal("closed", timeout, 0.0, None)
+                else:
+                    raise self.house.refusal("timeout", timeout, self.now() - started, None)
+            elif verdict == IDLE_AFTER_ALL:
+                if self._take(lease, self._coarse(), thread, code, lasti):
+                    if self._fits(lease, self._coarse()):
+                        return True
+            elif verdict == NOT_OPEN:
+                if self.phase != NEW:
+                    raise self.house.refusal("closed", timeout, 0.0, None)
+                self.house.open()
+            elif verdict == REFUSED:
+                raise self.house.refusal("connect", timeout, 0.0, self.refusal)
+            elif timeout > 0:
+                raise self.house.refusal("crowded", timeout, 0.0, None)
+            else:
+                self.house.wanted()
+                if tries:
+                    return False
+                raise self.house.refusal("timeout", 0.0, 0.0, None)
+
+    @section
+    def _join(self, waiter: Waiter, again: bool, tries: bool, now: float) -> int:
+        """AWAY -> WAITING, at the end of the queue, or *again* at its head."""
+        if self.phase != OPEN:
+            return NOT_OPEN
+        if self._idle.below is not self._idle:
+            return IDLE_AFTER_ALL
+        if (
+            self.refusal is not None
+            and now < self.refused_until
+            and self.held + self.idle + self.leased == 0
+        ):
+            return REFUSED
+        if tries:
+            self.timeouts += 1
+            self.missed = 1
+            return CROWDED
+        if self.waiting >= self.max_waiting and not again:
+            self.crowded += 1
+            return CROWDED
+        if again:
+            waiter.before = self._queue
+            waiter.after = self._queue.after
+            waiter.after.before = waiter
+            self._queue.after = waiter
+        else:
+            waiter.after = self._queue
+            waiter.before = self._queue.before
+            waiter.before.after = waiter
+            self._queue.before = waiter
+        waiter.status = WAITING
+        self.waiting += 1
+        return JOINED
+
+    def _wait(self, lease: Lease, waiter: Waiter, lock: object, timeout: float) -> None:
+        interrupted = True
+        try:
+            if self.deficit() > 0:
+                self.house.wanted()
+            left = waiter.since + timeout - self.now()
+            if left > 0:
+                lock.acquire(True, min(left, TIMEOUT_MAX))
+            interrupted = False
+        finally:
+            elapsed = self.now() - waiter.since
+            bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+            self._leave(waiter, elapsed, bucket, interrupted)
+            _set_entry(lease, waiter.entry)
+            _set_waiter(lease, NO_WAITER)
+            if interrupted:
+                self._give_back(lease)
+
+    @section
+    def _leave(
+        self,
+        waiter: Waiter,
+        elapsed: float,
+        bucket: int,
+        interrupted: bool,
+    ) -> None:
+        """WAITING -> AWAY; or ASSIGNED, FAILED already: then that stands."""
+        if waiter.status == WAITING:
+            waiter.after.before = waiter.before
+            waiter.before.after = waiter.after
+            waiter.status = AWAY
+            self.waiting -= 1
+            if interrupted:
+                self.cancelled += 1
+            else:
+                self.timeouts += 1
+        elif waiter.status == ASSIGNED:
+            self.served_time += elapsed
+        self.waits += 1
+        self.wait_time += elapsed
+        self.histogram[bucket] += 1
+
+    @section
+    def _fail_first(self, error: Any, closing: bool) -> bool:
+        """The first who waits: WAITING -> FAILED, because of *error*; unless
+        there are connections to wait for, or nobody waits: False."""
+        waiter: Waiter
+        waiter = self._queue.after
+        if waiter is self._queue:
+            return False
+        if not closing and self.held + self.idle + self.leased > 0:
+            return False
+        waiter.after.before = waiter.before
+        waiter.before.after = waiter.after
+        self.waiting -= 1
+        waiter.error = error
+        waiter.status = FAILED
+        waiter.wake()
+        return True
+
+    # -- out of circulation ----------------------------------------------------
+
+    @section
+    def hold(self, entry: Entry) -> bool:
+        """IDLE -> HELD by the house, to work on it; False when it is not idle."""
+        if entry.status != IDLE:
+            return False
+        entry.below.above = entry.above
+        entry.above.below = entry.below
+        entry.status = HELD
+        entry.holder = HOUSE
+        self.idle -= 1
+        self.held += 1
+        return True
+
+    @section
+    def put_below(self, entry: Entry) -> None:
+        """HELD by the house -> idle again, under all others: where a connection
+        that was only looked after came from. It was found alive just now."""
+        now: float = self._coarse()
+        if (
+            entry.holder == HOUSE
+            and entry.status == HELD
+            and entry.state.flags == 0
+            and entry.generation == self.generation
+            and self._queue.after is self._queue
+        ):
+            entry.below = self._idle
+            entry.above = self._idle.above
+            entry.above.below = entry
+            self._idle.above = entry
+            entry.status = IDLE
+            entry.holder = 0
+            entry.due = now + self.check_after
+            if entry.expires < entry.due:
+                entry.due = entry.expires
+            self.held -= 1
+            self.idle += 1
+            return
+        self.put(entry)
+
+    def retire(self, entry: Entry, holder: int, reason: str) -> bool:
+        """IDLE (*holder* 0), LEASED or HELD -> CLOSING. The slot stays taken
+        until :meth:`bury`. False when *holder* does not have it any more."""
+        if not self._retire(entry, holder, reason):
+            return False
+        self.house.disposed()
+        return True
+
+    @section
+    def _retire(self, entry: Entry, holder: int, reason: str) -> bool:
+        if entry.holder != holder or entry.status == CONNECTING or entry.status >= CLOSING:
+            return False
+        if entry.status == IDLE:
+            entry.below.above = entry.above
+            entry.above.below = entry.below
+            self.idle -= 1
+        elif entry.status == LEASED:
+            self.leased -= 1
+        else:
+            self.held -= 1
+        entry.status = CLOSING
+        entry.holder = 0
+        entry.reason = reason
+        entry.state.serial = (entry.state.serial | 1) + 1
+        self.closing.append(entry)
+        return True
+
+    def retire_idle(self, reason: str) -> None:
+        """Retire all that is idle."""
+        while self._idle.below is not self._idle:
+            self.retire(self._idle.below, 0, reason)
+
+    def retire_leased(self, reason: str) -> list[Entry]:
+        """Take every leased connection away from its holder; returns them."""
+        taken = []
+        for entry in list(self.entries):
+            if entry.status == LEASED and self.retire(entry, entry.holder, reason):
+                taken.append(entry)
+        return taken
+
+    @section
+    def detach(self, entry: Entry, holder: int) -> bool:
+        """LEASED -> CLOSED without closing: it is its holder's for good."""
+        if entry.holder != holder or entry.status != LEASED:
+            return False
+        self.leased -= 1
+        self.size -= 1
+        entry.status = CLOSED
+        entry.holder = 0
+        entry.reason = "detached"
+        self.entries.discard(entry)
+        return True
+
+    @section
+    def bury(self, entry: Entry) -> None:
+        """CLOSING -> CLOSED: the server has closed its side, the slot is free."""
+        if entry.status != CLOSING:
+            return
+        self.size -= 1
+        entry.status = CLOSED
+        self.entries.discard(entry)
+
+    def _lost(self, entry: Entry, waiter: Waiter, token: int) -> None:
+        """A lease died that held, or awaited, a connection. Runs in a finalizer:
+        does no I/O, and is safe inside any other operation of its thread."""
+        verdict: int
+        if waiter is not NO_WAITER:
+            # Interrupted between joining the queue and leaving it.
+            self._leave(waiter, 0.0, 0, True)
+            entry = waiter.entry if waiter.entry is not NO_ENTRY else entry
+        if entry.holder == token:
+            verdict = self._put(entry, token, self._coarse())
+            if verdict >= UNSETTLED:
+                self.retire(entry, -token, "lost")
+            self.house.lost(entry)
+        elif entry.holder == -token:
+            self.retire(entry, -token, "lost")
+
+    # -- what is known ---------------------------------------------------------
+
+    def idle_entries(self) -> list[Entry]:
+        """The idle entries, next to be served first. A moment's picture."""
+        found = []
+        entry: Entry = self._idle.below
+        while entry is not self._idle and len(found) <= self.size:
+            found.append(entry)
+            entry = entry.below
+        return [entry for entry in found if entry.status == IDLE]
+
+    def waiters(self) -> list[Waiter]:
+        """Who waits, first in line first. A moment's picture."""
+        found = []
+        waiter: Waiter = self._queue.after
+        while waiter is not self._queue and len(found) <= self.waiting:
+            found.append(waiter)
+            waiter = waiter.after
+        return [waiter for waiter in found if waiter.status == WAITING]
+
+    @section
+    def snapshot(self) -> dict[str, Any]:
+        """All gauges and counters of one moment."""
+        size, connecting, held = self.size, self.connecting, self.held
+        idle, leased, waiting = self.idle, self.leased, self.waiting
+        acquires, waits, timeouts = self.acquires, self.waits, self.timeouts
+        wait_time, served_time = self.wait_time, self.served_time
+        cancelled, crowded = self.cancelled, self.crowded
+        min_size, max_size = self.min_size, self.max_size
+        return {
+            "size": size,
+            "connecting": connecting,
+            "held": held,
+            "idle": idle,
+            "leased": leased,
+            "closing": size - connecting - held - idle - leased,
+            "waiting": waiting,
+            "min_size": min_size,
+            "max_size": max_size,
+            "acquires": acquires,
+            "waits": waits,
+            "wait_time": wait_time,
+            "served_time": served_time,
+            "timeouts": timeouts,
+            "cancelled": cancelled,
+            "crowded": crowded,
+            "histogram": tuple(self.histogram),
+        }
+
+
+_UNLIMITED = 2**62
+
+
+def _nap() -> None:
+    """After a hand-off give the processor too, so that the connection's next
+    query leaves now and not after the releaser's next computation."""
+    nap()
+
+
+def _checked_timeout(timeout: Any) -> float:
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
+        raise ConfigError(
+            f"timeout: expected seconds >= 0 (0 = try, math.inf = no limit), not {timeout!r}",
+            setting="timeout",
+        )
+    return timeout
+
+
+class Checkout:
+    """Where callers get connections and give them back: a core, and its terms."""
+
+    __slots__ = (
+        "_core",
+        "_block",
+        "_plain",
+    )
+    _core: Core
+    _block: Terms
+    _plain: Terms
+
+    def __init__(self, core: Core, timeout: Any = None) -> None:
+        limit: float = -1.0 if timeout is None else _checked_timeout(timeout)
+        self._core = core
+        self._block = Terms(core, limit, True)
+        self._plain = Terms(core, limit, False)
+
+    def connection(self, timeout: Any = None) -> Any:
+        """A connection for one ``with`` block.
+
+        Waits at most *timeout* seconds (default: the pool's ``timeout``;
+        ``math.inf``: no limit; 0: try). A block that ends well is **committed**
+        if a transaction is open, one that raises is **rolled back**; either way
+        the connection goes back to the pool.
+
+        Raises ``PoolTimeout``, ``TooManyRequests``, ``PoolClosed``, or
+        ``ConnectFailed``; ``TransactionAborted`` when the block ends well in a
+        transaction that the server has aborted already.
+        """
+        if timeout is None:
+            return _lease(self._block)
+        return _lease(Terms(self._core, _checked_timeout(timeout), True))
+
+    def acquire(self, timeout: Any = None) -> Any:
+        """A connection, until it is given back: ``lease.release()``.
+
+        Waits as :meth:`connection` does and raises the same. Releasing rolls an
+        open transaction back; nothing is committed for you.
+        """
+        lease: Lease
+        if timeout is None:
+            lease = _lease(self._plain)
+            self._core._checkout(lease, self._plain.timeout, False)
+        else:
+            lease = _lease(self._plain)
+            self._core._checkout(lease, _checked_timeout(timeout), False)
+        return lease
+
+    def try_acquire(self) -> Any:
+        """An idle connection, or ``None`` at once; then a dial is begun if there
+        is room, so that a later try finds one."""
+        lease: Lease = _lease(self._plain)
+        if self._core._checkout(lease, 0.0, True):
+            return lease
+        return None
+
+    def release(self, lease: Any) -> None:
+        """Give *lease* back: the same as ``lease.release()``."""
+        if type(lease) is not Lease:
+            raise TypeError(f"expected what acquire() returned, not {type(lease).__name__}")
+        mine: Lease = lease
+        if mine._terms.core is not self._core:
+            raise ValueError("the connection belongs to another pool")
+        self._core._give_back(mine)

@@ -1,0 +1,80 @@
+"""What C gives the compiled core, for the interpreted one.
+
+Where there is a GIL, a straight-line section (no call, no loop) cannot be
+interrupted: the interpreter looks for signals, other threads and a due garbage
+collection only at calls and backward jumps. So :func:`section` costs nothing
+there. Elsewhere it takes the core's lock, re-entrant because a finalizer may
+come to the core while its own thread is inside.
+"""
+
+from __future__ import annotations
+
+import functools
+import select
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+__all__ = ["Mutexed", "coarse", "ident", "monotonic", "nap", "poll", "section", "site", "token"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+monotonic = time.monotonic
+coarse = time.monotonic
+ident = threading.get_ident
+token = id
+
+_HAS_GIL = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+_EVENTS = getattr(select, "POLLIN", 0) | getattr(select, "POLLRDHUP", 0)
+
+
+def poll(fd: int) -> int:
+    """What the kernel knows of this socket now; 0 = alive and silent."""
+    if not _EVENTS:
+        return 0
+    poller = select.poll()
+    poller.register(fd, _EVENTS)
+    ready = poller.poll(0)
+    return ready[0][1] if ready else 0
+
+
+def nap() -> None:
+    """Give the processor to the thread that was just woken."""
+    time.sleep(1e-9)
+
+
+def site(skip: object, depth: int) -> FrameType | None:
+    """The frame *depth* calls up, or the first above it whose globals are not *skip*."""
+    frame: FrameType | None = sys._getframe(depth)
+    while frame is not None and frame.f_globals is skip:
+        frame = frame.f_back
+    return frame
+
+
+class Mutexed:
+    """Base of objects with sections: the lock, where one is needed."""
+
+    __slots__ = () if _HAS_GIL else ("_mutex",)
+
+    if not _HAS_GIL:
+
+        def __new__(cls, *args: object, **kwargs: object) -> Any:
+            self = super().__new__(cls)
+            self._mutex = threading.RLock()
+            return self
+
+
+def section(method: F) -> F:
+    """Mark a method whose body is one atomic step."""
+    if _HAS_GIL:
+        return method
+
+    @functools.wraps(method)
+    def locked(self: Any, *args: Any) -> Any:
+        with self._mutex:
+            return method(self, *args)
+
+    return locked  # type: ignore[return-value]
