@@ -1,0 +1,136 @@
+"""What the pool asks of a driver, and nothing more.
+
+A driver knows one kind of connection: how to dial it, what its wire is doing,
+how to speak the few control statements the pool needs, how to close it. It
+keeps no connection itself; the pool passes in the one it means.
+
+**The state object.** Each connection is born with a :class:`ConnState` that the
+driver writes and the core reads. ``flags == 0`` promises three things: nothing
+is in flight, no transaction is open, and the session is as it was at birth. A
+clean release reads that one integer and asks the driver nothing.
+
+Flags (a bit set)::
+
+    BUSY         a call is inside the connection right now
+    DIRTY        an answer was not fully read: out of sync for ever, close it
+    TRANSACTION  a transaction is open
+    FAILED       the open transaction is aborted (always with TRANSACTION)
+    SESSION      the server's session state changed; DISCARD ALL under "smart"
+    LOCAL        client-side state to put back, no round trip (autocommit,
+                 notices, notifications)
+    CLOSED       closed, or known to be dead
+
+``serial`` is odd while the connection is leased and even while the pool has it;
+it grows by one at each change. A cursor remembers the serial of its birth, so
+that one comparison answers "is my lease still on?".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from typing import Any, Protocol, TypeVar
+
+__all__ = [
+    "BUSY",
+    "CLOSED",
+    "DIRTY",
+    "FAILED",
+    "LOCAL",
+    "SESSION",
+    "TRANSACTION",
+    "ConnState",
+    "Driver",
+    "Wait",
+]
+
+BUSY = 1
+DIRTY = 2
+TRANSACTION = 4
+FAILED = 8
+SESSION = 16
+LOCAL = 32
+CLOSED = 64
+
+ConnT = TypeVar("ConnT")
+
+Wait = tuple[int, int]
+"""A file descriptor and the ``select.POLL*`` events to wait for on it."""
+
+
+class ConnState(Protocol):
+    """What a driver writes about its wire; implemented in the core."""
+
+    flags: int
+    serial: int
+
+    def enter(self, serial: int = 0) -> None:
+        """Mark the connection BUSY before a byte is sent: test-and-set.
+
+        *serial* is that of the cursor or statement used, 0 for the connection
+        itself. Raises ``ConnectionReleased`` when no lease is on or *serial* is
+        of an earlier one, ``ConnectionBusy`` when another call is inside.
+        """
+
+    def leave(self, flags: int) -> None:
+        """Replace all flags, BUSY with them: the call is over."""
+
+
+class Driver(Protocol[ConnT]):
+    """One kind of connection. Implementations hold options, no connections.
+
+    Methods may be called from any thread, but never two at a time for one
+    connection, except :meth:`fileno` and :meth:`abandon`.
+    """
+
+    def connect(self, params: dict[str, Any], state: ConnState, deadline: float) -> ConnT:
+        """Dial one host, authenticate, and return the connection, idle.
+
+        *params* has libpq's names (``host``, ``port``, ``user``, ...) for one
+        host. *deadline* is on ``time.monotonic()`` and bounds the whole attempt;
+        past it, ``TimeoutError``. Any exception leaves nothing open.
+        """
+
+    def fileno(self, conn: ConnT) -> int:
+        """The socket to poll for death, -1 when there is none."""
+
+    def is_permanent(self, error: BaseException) -> bool:
+        """True when dialling again would fail the same way (a wrong password)."""
+
+    def sqlstate(self, error: BaseException) -> str | None:
+        """The SQLSTATE that *error* carries, if the server sent one."""
+
+    def control(self, conn: ConnT, sql: str) -> None:
+        """Run one parameterless statement (BEGIN, COMMIT, SAVEPOINT, ...), its
+        answer read, in one round trip."""
+
+    def ping(self, conn: ConnT, timeout: float) -> None:
+        """One round trip, at most *timeout* seconds; any exception means dead.
+        Afterwards there is no transaction that was not there before."""
+
+    def restore(self, conn: ConnT) -> None:
+        """Put client-side state back as at birth (LOCAL); no round trip."""
+
+    def rebase(self, conn: ConnT) -> None:
+        """Take the session as it is now for its state at birth: clears SESSION."""
+
+    def discard(self, conn: ConnT) -> None:
+        """``DISCARD ALL`` and :meth:`restore`: the session as at birth."""
+
+    def listen(self, conn: ConnT, channel: str) -> None:
+        """Subscribe the session to *channel*, a name to be taken literally."""
+
+    def notifications(self, conn: ConnT, timeout: float) -> list[tuple[int, str, str]]:
+        """Wait at most *timeout* seconds for notifications: ``(pid, channel,
+        payload)`` in the order they were sent; empty when none came."""
+
+    def close(self, conn: ConnT) -> Generator[Wait, None, None]:
+        """Close in steps that never block: a generator.
+
+        Each step yields what it waits for (a descriptor of -1: only for time to
+        pass). It ends when the server has closed
+        its side. Closing the generator early gives up and drops the socket.
+        A connection whose query may still run is cancelled first.
+        """
+
+    def abandon(self, conn: ConnT) -> None:
+        """Drop the socket without a word to the server (a forked child)."""

@@ -1,0 +1,280 @@
+"""The two drivers: pg8000's connections for a pool.
+
+:class:`Native` and :class:`DBAPI` know how to dial, what an error means and what the
+pool may ask of a connection; what a connection does on the wire is in ``_wire``.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+from pg8000.core import scramp
+from pg8000.exceptions import DatabaseError, InterfaceError
+
+from ..errors import ConfigError
+from ._socket import TLS, Endpoint, Refused, Socket, TLSFailed, TLSSocket, dial, drive, resolve
+from ._tls import ATTEMPTS, Contexts, sslmode
+from ._wire import Connection, DBAPIConnection, NativeConnection
+from .base import CLOSED, ConnState, Wait
+
+__all__ = ["DBAPI", "DBAPIConnection", "Native", "NativeConnection"]
+
+ConnT = TypeVar("ConnT", bound=Connection)
+
+
+class _Driver(Generic[ConnT]):
+    """What both drivers share; see :class:`fastpool.drivers.base.Driver`."""
+
+    _connection: type[ConnT]
+
+    def __init__(self) -> None:
+        self._contexts = Contexts()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+    def connect(self, params: Mapping[str, Any], state: ConnState, deadline: float) -> ConnT:
+        """Dial one host; see :meth:`Driver.connect`.
+
+        A name may have several addresses. They are tried in turn, each with an equal
+        share of the time that is left, and the last one's error is raised. An
+        ErrorResponse ends the search, unless it says "not now" (57P03).
+
+        *params* may hold ``session_settings``, a mapping of server settings. They
+        travel in the start-up packet, so they cost no round trip and are what
+        ``RESET`` and ``DISCARD ALL`` go back to. ``password`` may be a callable.
+
+        Raises ``DatabaseError`` with the server's words, ``InterfaceError``,
+        ``TimeoutError``, ``ConfigError``.
+        """
+        start = _startup(params)
+        endpoints = resolve(params, deadline)
+        encrypt = ATTEMPTS[sslmode(params)]
+        if endpoints[0].family == socket.AF_UNIX:
+            encrypt = (False,)  # as in libpq, whatever sslmode says
+        tls = self._contexts.tls(params) if True in encrypt else None
+        ways = [tls if wanted else None for wanted in encrypt]
+        for untried in range(len(endpoints), 0, -1):
+            now = time.monotonic()
+            limit = now + (deadline - now) / untried
+            endpoint = endpoints[-untried]
+            attempt = functools.partial(self._attempt, params, start, state, endpoint, limit)
+            try:
+                return self._first_of(ways, attempt)
+            except (InterfaceError, TimeoutError) as error:
+                if untried == 1 or isinstance(error, Refused):
+                    raise
+            except DatabaseError as error:
+                if untried == 1 or self.sqlstate(error) != "57P03":
+                    raise
+        raise AssertionError("a host has at least one address")
+
+    def _first_of(self, ways: list[TLS | None], attempt: Callable[[TLS | None], ConnT]) -> ConnT:
+        """Encrypted or not, in sslmode's order.
+
+        As in libpq the second way is tried when the server refuses the first: in the
+        handshake, or while authenticating (``pg_hba.conf`` may want it the other way).
+        """
+        if len(ways) == 1:
+            return attempt(ways[0])
+        try:
+            return attempt(ways[0])
+        except (TLSFailed, DatabaseError) as error:
+            code = self.sqlstate(error) or "28"
+            if code[:2] != "28" and code != "08P01":
+                raise
+            first = error
+        try:
+            return attempt(ways[1])
+        except DatabaseError:
+            # "no encryption" would hide why the encrypted way failed.
+            if ways[1] is None and isinstance(first, DatabaseError):
+                raise first from None
+            raise
+
+    def _attempt(
+        self,
+        params: Mapping[str, Any],
+        start: Mapping[str, Any],
+        state: ConnState,
+        endpoint: Endpoint,
+        limit: float,
+        tls: TLS | None,
+    ) -> ConnT:
+        where = f"{params.get('host') or params.get('hostaddr') or 'localhost'}"
+        sock: Socket | TLSSocket | None = None
+        try:
+            sock = drive(dial(endpoint, tls), limit)
+            sock.setblocking(True)
+            sock.limit = None if limit == math.inf else limit
+            binding = params.get("channel_binding") or "prefer"
+            conn = self._connection(state, sock, binding, **start)
+            sock.limit = None
+        except BaseException as error:
+            if sock is not None:
+                sock.close()
+            if isinstance(error, DatabaseError) or not isinstance(error, Exception):
+                raise
+            if time.monotonic() >= limit:
+                raise TimeoutError(f"connecting to {where} took too long") from error
+            if isinstance(error, scramp.ScramException):
+                raise Refused(f"SCRAM authentication failed: {error}") from error
+            if isinstance(error, OSError):
+                raise InterfaceError(f"cannot connect to {where}: {error}") from error
+            raise
+        conn._tls = tls if isinstance(sock, TLSSocket) else None
+        conn._redial = functools.partial(dial, endpoint, conn._tls)
+        state.leave(0)
+        return conn
+
+    def fileno(self, conn: ConnT) -> int:
+        return -1 if conn._usock is None else conn._usock.fileno()
+
+    def encryption(self, conn: ConnT) -> Literal["none", "unverified", "verified"]:
+        """Whether *conn* is encrypted, and whether the server proved who it is."""
+        if conn._tls is None:
+            return "none"
+        return "verified" if conn._tls.verified else "unverified"
+
+    def is_permanent(self, error: BaseException) -> bool:
+        """Wrong credentials, names, settings or certificates; what TLS rules out.
+
+        08P01 is how PgBouncer refuses a start-up parameter.
+        """
+        code = self.sqlstate(error)
+        if code is not None:
+            return code[:2] in ("0A", "22", "28", "3D", "42") or code in ("08P01", "55P02")
+        return any(isinstance(e, (Refused, ValueError, TypeError)) for e in _causes(error))
+
+    def sqlstate(self, error: BaseException) -> str | None:
+        for cause in _causes(error):
+            if isinstance(cause, DatabaseError) and cause.args and isinstance(cause.args[0], dict):
+                code: str | None = cause.args[0].get("C")
+                return code
+        return None
+
+    def control(self, conn: ConnT, sql: str) -> None:
+        conn._command(sql)
+
+    def ping(self, conn: ConnT, timeout: float) -> None:
+        sock = conn._usock
+        if sock is None:
+            raise InterfaceError("connection is closed")
+        sock.limit = time.monotonic() + timeout
+        try:
+            conn._command("")
+        finally:
+            sock.limit = None
+
+    def restore(self, conn: ConnT) -> None:
+        conn._restore()
+
+    def discard(self, conn: ConnT) -> None:
+        conn._command("DISCARD ALL")
+        conn._statement_nums.clear()
+        conn._restore()
+        conn._settle()
+        conn._state.leave(conn._flags())
+
+    def close(self, conn: ConnT) -> Generator[Wait, None, None]:
+        steps = conn._closing()
+        next(steps)  # once it has begun, its end closes the socket, whatever ends it
+        return steps
+
+    def cancel(self, conn: ConnT, deadline: float) -> None:
+        """Ask the server to cancel what *conn* runs, and wait until it has been told.
+
+        When this returns the signal has been sent: a statement sent later cannot be
+        hit. Raises ``TimeoutError``, ``OSError`` or ``InterfaceError``.
+        """
+        drive(conn._cancelling(), deadline)
+
+    def abandon(self, conn: ConnT) -> None:
+        conn._hang_up(shutdown=False)
+        conn._state.leave(CLOSED)
+
+
+class Native(_Driver[NativeConnection]):
+    """``pg8000.native`` connections: ``conn.run("... :name", name=value)``."""
+
+    _connection = NativeConnection
+
+
+class DBAPI(_Driver[DBAPIConnection]):
+    """``pg8000.dbapi`` connections, as PEP 249 has them.
+
+    *autocommit*: what each connection starts with, and is put back to.
+    """
+
+    _connection = DBAPIConnection
+
+    def __init__(self, autocommit: bool = False) -> None:
+        super().__init__()
+        self.autocommit = autocommit
+
+    def __repr__(self) -> str:
+        return f"DBAPI(autocommit={self.autocommit})"
+
+    def connect(
+        self, params: Mapping[str, Any], state: ConnState, deadline: float
+    ) -> DBAPIConnection:
+        conn = super().connect(params, state, deadline)
+        conn._autocommit = conn._born_autocommit = self.autocommit
+        return conn
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _startup(params: Mapping[str, Any]) -> dict[str, Any]:
+    """pg8000's arguments: the start-up packet and the password."""
+    settings = {
+        "options": params.get("options"),
+        "client_encoding": params.get("client_encoding"),
+        "application_name": params.get("application_name")
+        or params.get("fallback_application_name"),
+        **(params.get("session_settings") or {}),
+    }
+    for name in ("user", "database", "replication"):
+        if name in settings:
+            raise ConfigError(f"{name} is no session setting", setting="session_settings")
+    if settings["client_encoding"] == "auto":
+        settings["client_encoding"] = "UTF8"
+    packet = {"user": params.get("user"), "database": params.get("dbname"), **settings}
+    if not packet["user"]:
+        raise ConfigError("user is missing", setting="user")
+    for name, value in packet.items():
+        # Either would end the packet's entry early, and begin another.
+        if not name or "\0" in name or "\0" in str(value):
+            raise ConfigError(f"{name!r} is empty or contains a NUL character", setting=name)
+    return {
+        "user": packet.pop("user"),
+        "database": packet.pop("database") or None,
+        "application_name": packet.pop("application_name"),
+        "password": _password(params.get("password")),
+        "startup_params": {k: str(v) for k, v in packet.items() if v is not None},
+    }
+
+
+def _password(value: Any) -> bytes | None:
+    """Checked here, where it cannot end up in the arguments of an encoding error."""
+    if callable(value):
+        value = value()
+    if not value:
+        return None
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        password: bytes = text.encode()
+    except (UnicodeError, AttributeError):
+        password = b"\0"
+    if b"\0" in password:
+        raise ConfigError("password is not text, or contains a NUL character", setting="password")
+    return password
