@@ -1,0 +1,53 @@
+"""fastpool: a PostgreSQL connection pool for threads."""
+
+from ._impl import __impl__
+from ._listen import Listener, Notification, listen
+from .config import IdlePreset, LifetimePreset, PoolConfig
+from .errors import (
+    ConfigError,
+    ConnectFailed,
+    ConnectionBusy,
+    ConnectionReleased,
+    DeadlineExceeded,
+    PoolClosed,
+    PoolDeadlock,
+    PoolError,
+    PoolTimeout,
+    TooManyRequests,
+    TransactionAborted,
+)
+from .pool import Lease, Pool, PoolView, from_env
+from .sizing import PoolSize, calculate_pool_size
+from .stats import Holder, PoolStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "ConnectFailed",
+    "ConnectionBusy",
+    "ConnectionReleased",
+    "DeadlineExceeded",
+    "Holder",
+    "IdlePreset",
+    "Lease",
+    "LifetimePreset",
+    "Listener",
+    "Notification",
+    "Pool",
+    "PoolClosed",
+    "PoolConfig",
+    "PoolDeadlock",
+    "PoolError",
+    "PoolSize",
+    "PoolStats",
+    "PoolTimeout",
+    "PoolView",
+    "TooManyRequests",
+    "TransactionAborted",
+    "__impl__",
+    "__version__",
+    "calculate_pool_size",
+    "from_env",
+    "listen",
+]

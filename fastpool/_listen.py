@@ -1,0 +1,150 @@
+"""Notifications (LISTEN / NOTIFY) on a connection of its own.
+
+A pooled connection cannot listen: notifications arrive only while somebody
+reads, and the next user would get them. So a listener dials one connection
+beside the pool, by the pool's own settings, and reads it in the thread that asks
+for the next notification. When that connection dies it dials again, with the
+pool's backoff, and subscribes again. What was sent in between is lost, as
+PostgreSQL keeps nothing for absent listeners: ``gaps`` counts those times.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ._impl import State
+from .errors import PoolClosed
+
+if TYPE_CHECKING:
+    from ._house import House
+    from .pool import Pool
+
+__all__ = ["Listener", "Notification", "listen"]
+
+log = logging.getLogger("fastpool")
+
+_SLICE = 0.25
+"""Seconds after which a waiting listener looks whether it was closed."""
+
+
+class Notification(NamedTuple):
+    """One notification."""
+
+    channel: str
+    payload: str
+    pid: int
+    """The process ID of the session that sent it."""
+
+
+class Listener:
+    """An iterator over the notifications of one channel; see :func:`listen`."""
+
+    def __init__(self, house: House, channel: str) -> None:
+        self.channel = channel
+        self.gaps = 0
+        """How often the connection was lost, and notifications may be with it."""
+        self._house = house
+        self._received: deque[Notification] = deque()
+        self._conn: Any = None
+        self._closed = False
+        self._failures = 0
+
+    def get(self, timeout: float | None = None) -> Notification:
+        """The next notification, in the order they were sent.
+
+        Waits at most *timeout* seconds (``None``: no limit), then raises
+        ``TimeoutError``. Raises ``PoolClosed`` once the listener or its pool is
+        closed, ``ConnectFailed`` if the server refuses for good.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        while not self._received:
+            if self._closed or self._house.core.phase == 2:
+                raise PoolClosed(f"the listener on {self.channel!r} is closed")
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise TimeoutError(f"no notification on {self.channel!r} within {timeout:g} s")
+            self._receive(min(left, _SLICE))
+        return self._received.popleft()
+
+    def _receive(self, seconds: float) -> None:
+        """Connected: read for *seconds* at most. Otherwise: connect."""
+        if self._conn is None:
+            self._connect(seconds)
+            return
+        try:
+            for pid, channel, payload in self._house.driver.notifications(self._conn, seconds):
+                self._received.append(Notification(channel, payload, pid))
+        except Exception as error:
+            log.warning("the listener on %r lost its connection: %s", self.channel, error)
+            self._drop()
+            self.gaps += 1
+
+    def _connect(self, seconds: float) -> None:
+        opener = self._house.opener
+        state = State()
+        try:
+            conn, _ = opener.dial(state)
+        except Exception as error:
+            if self._house.driver.is_permanent(error):
+                raise opener.refusal(error) from error
+            config = self._house.config
+            pause = min(config.connect_backoff * 2.0**self._failures, config.connect_backoff_max)
+            self._failures = min(self._failures + 1, 30)
+            log.warning("the listener on %r cannot connect: %s", self.channel, error)
+            time.sleep(min(random.uniform(0, pause), seconds))
+            return
+        self._failures = 0
+        self._conn = conn
+        try:
+            self._house.turnaround.prepare(conn, state)
+            self._house.driver.listen(conn, self.channel)
+        except BaseException:
+            self._drop()
+            raise
+
+    def _drop(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            steps = self._house.driver.close(conn)
+            next(steps, None)  # says goodbye
+            steps.close()
+
+    def close(self) -> None:
+        """Stop listening and close the connection. Closing twice does nothing."""
+        self._closed = True
+        self._drop()
+
+    def __iter__(self) -> Listener:
+        return self
+
+    def __next__(self) -> Notification:
+        try:
+            return self.get()
+        except PoolClosed:
+            raise StopIteration from None
+
+    def __enter__(self) -> Listener:
+        if self._conn is None:
+            self._connect(_SLICE)
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        self.close()
+
+
+def listen(pool: Pool[Any], channel: str) -> Listener:
+    """Listen for notifications on *channel*, by the settings of *pool*.
+
+    The connection is one of its own, beside ``max_size``; it reconnects and
+    subscribes again by itself. One thread at a time reads::
+
+        with fastpool.listen(pool, "jobs") as notifications:
+            for notification in notifications:
+                print(notification.payload)
+    """
+    return Listener(pool._house, channel)

@@ -1,0 +1,232 @@
+"""Dials.
+
+The core says how many connections are lacking, the opener's threads make them,
+one at a time each, at most ``connect_concurrency`` at once. A dial belongs to
+the pool and not to a caller: it outlives the caller's patience, and whoever
+waits takes what comes first, the new connection or a returned one.
+
+After a failure the next dial waits: 50 ms, then twice as long each time, up to
+500 ms, with full jitter. A newly arrived caller may cut that short once 50 ms
+have passed since the last attempt. A *permanent* failure (a wrong password, no
+such database) also fails everybody who waits, in the server's words, unless
+connections are established and may come back; it is remembered for a second.
+"""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import math
+import queue
+import random
+import threading
+import time
+from typing import Any
+
+from ._hosts import Hosts
+from ._impl import Core, Entry, State
+from ._turnaround import Turnaround
+from .config import PoolConfig
+from .drivers.base import Driver
+from .errors import ConnectFailed
+
+__all__ = ["Opener"]
+
+log = logging.getLogger("fastpool")
+
+PERMANENT_FOR = 1.0
+"""Seconds for which callers get a permanent failure without a new dial."""
+_PERMANENT_BACKOFF = 30.0
+_PROBE_AFTER = 0.05
+
+
+class Opener:
+    """The dialling threads of one pool, and what they learnt."""
+
+    def __init__(
+        self, core: Core, hosts: Hosts, turnaround: Turnaround, driver: Driver[Any], name: str
+    ) -> None:
+        self._core = core
+        self._hosts = hosts
+        self._turnaround = turnaround
+        self._driver = driver
+        self._name = name
+        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._threads = 0
+        self._stopped = False
+        # not_before: no dial before this time, unless a caller asks for a probe.
+        self._not_before = 0.0
+        self._attempted = -math.inf
+        self._failures = 0
+        self.dials = 0
+        """Attempts so far, failed ones included."""
+        self.dial_failures = 0
+        self.dial_time = 0.0
+        """Seconds spent in dials that ended well."""
+        self.last_error: BaseException | None = None
+        self.last_error_at = -math.inf
+        self.last_success_at = -math.inf
+        self.down_since: float | None = None
+        self.permanent: BaseException | None = None
+        """The last dial's failure, if dialling again would fail the same way."""
+        self.progress = threading.Condition()
+        """Notified after each dial."""
+
+    @property
+    def config(self) -> PoolConfig:
+        return self._turnaround.config
+
+    def wake(self) -> None:
+        """A dial may be wanted. Safe anywhere, also in finalizers and signal
+        handlers: nothing here takes a lock that its own thread could hold."""
+        if self._stopped:
+            return
+        if self._threads < self.config.connect_concurrency:
+            self._threads += 1
+            _thread.start_new_thread(self._run, ())
+        if self._calls.qsize() < self._threads:
+            self._calls.put(True)
+
+    def stop(self) -> None:
+        """End the threads, each when its dial is over. Idempotent."""
+        self._stopped = True
+        for _ in range(self._threads):
+            self._calls.put(False)
+
+    # -- one thread ------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopped:
+            if not self._may_dial():
+                continue
+            entry = self._core.begin_dial()
+            if entry is None:
+                self._calls.get()
+            else:
+                self._attempt(entry)
+        self._threads -= 1
+
+    def _may_dial(self) -> bool:
+        """Sit out what is left of the backoff."""
+        left = self._not_before - time.monotonic()
+        if left <= 0:
+            return True
+        try:
+            asked = self._calls.get(timeout=left)
+        except queue.Empty:
+            return True
+        return asked and time.monotonic() - self._attempted >= _PROBE_AFTER
+
+    def _attempt(self, entry: Entry) -> None:
+        started = self._attempted = time.monotonic()
+        self.dials += 1
+        try:
+            conn, entry.host = self.dial(entry.state)
+        except BaseException as error:
+            self._core.forget(entry)
+            self._failed(error)
+            return
+        self._core.adopt(entry, conn, self._driver.fileno(conn))
+        try:
+            self._turnaround.prepare(conn, entry.state)
+        except BaseException as error:
+            self._core.retire(entry, entry.holder, "after_connect")
+            self._failed(error)
+            return
+        self._failures = 0
+        self._not_before = 0.0
+        self.last_success_at = time.monotonic()
+        self.dial_time += self.last_success_at - started
+        self.down_since = self.permanent = None
+        self.age(entry)
+        self._core.put(entry)
+        self._tell()
+
+    def age(self, entry: Entry) -> None:
+        """Draw when the connection gets too old. Once, at birth and when the
+        limit changes: a draw at each look would undo the jitter."""
+        limit, jitter = self.config.max_lifetime, self.config.max_lifetime_jitter
+        lifetime = math.inf if limit is None else limit - random.uniform(0, jitter)
+        self._core.limit_age(entry, entry.born + lifetime)
+
+    def _tell(self) -> None:
+        with self.progress:
+            self.progress.notify_all()
+
+    def dial(self, state: State) -> tuple[Any, int]:
+        """Try the hosts in turn, in the calling thread: the connection and the
+        host's index. Raises the last one's error, or the first permanent one."""
+        last: BaseException | None = None
+        for index in self._hosts.order():
+            try:
+                conn = self._dial_host(state, index)
+            except Exception as error:
+                self._hosts.failed(index)
+                last = error
+                if self._driver.is_permanent(error):
+                    break
+            else:
+                self._hosts.answered(index)
+                return conn, index
+        assert last is not None
+        raise last
+
+    def _dial_host(self, state: State, index: int) -> Any:
+        config = self.config
+        params = self._hosts.params(index)
+        params["application_name"] = (
+            config.application_name
+            or params.get("application_name")
+            or params.get("fallback_application_name")
+            or self._name
+        )
+        params["session_settings"] = dict(config.session_settings)
+        if config.before_connect is not None:
+            self._turnaround.call("before_connect", config.before_connect, params)
+        limit = math.inf if config.connect_timeout is None else config.connect_timeout
+        return self._driver.connect(params, state, time.monotonic() + limit)
+
+    def _failed(self, error: BaseException) -> None:
+        now = time.monotonic()
+        config = self.config
+        self.dial_failures += 1
+        self.last_error, self.last_error_at = error, now
+        if self.down_since is None:
+            self.down_since = now
+        permanent = self._driver.is_permanent(error)
+        self.permanent = error if permanent else None
+        first, longest = config.connect_backoff, config.connect_backoff_max
+        if permanent:
+            first, longest = PERMANENT_FOR, _PERMANENT_BACKOFF
+        pause = random.uniform(0, min(first * 2.0 ** min(self._failures, 30), longest))
+        self._failures += 1
+        self._not_before = now + (max(pause, PERMANENT_FOR) if permanent else pause)
+        if permanent:
+            self._core.refuse(error, self._core.now() + PERMANENT_FOR)
+        elif config.fail_fast_after is not None and now - self.down_since >= config.fail_fast_after:
+            self._core.refuse(error, self._core.now() + config.connect_backoff_max)
+        log.warning(
+            "pool %r: cannot connect (%s failure in a row: %d): %s",
+            self._name,
+            "permanent" if permanent else "temporary",
+            self._failures,
+            error,
+        )
+        self._tell()
+
+    def refusal(self, error: BaseException) -> ConnectFailed:
+        """A fresh exception for one caller, in the server's words."""
+        failed = ConnectFailed(
+            f"pool {self._name!r}: cannot connect: {describe(error)}",
+            sqlstate=self._driver.sqlstate(error),
+        )
+        failed.__cause__ = error
+        return failed
+
+
+def describe(error: BaseException) -> str:
+    """The server's message out of a driver's error, or the error's own text."""
+    first = error.args[0] if error.args else None
+    if isinstance(first, dict) and "M" in first:
+        return f"{first.get('S', 'ERROR')}: {first['M']} ({first.get('C', '?')})"
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,292 @@
+"""Between two users: what happens to a connection at checkout and at return.
+
+At checkout (:meth:`Turnaround.admit`) the core has already asked the socket, in
+C, and found it silent, young and unsuspected: then nothing here runs at all.
+Otherwise: over age, closed by the server, or silent for so long that only a
+round trip can tell. At return (:meth:`Turnaround.settle`) a connection whose
+state object says "clean" never comes here either; the others are rolled back,
+reset, or given up. A connection that lost sync is never kept.
+
+Everything runs in the thread of the caller, outside the core.
+"""
+
+from __future__ import annotations
+
+import logging
+import select
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from ._impl import Core, Entry, Lease, State
+from .config import PoolConfig
+from .drivers.base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION, Driver
+from .errors import PoolError, TransactionAborted
+
+__all__ = ["Isolation", "Transaction", "Turnaround"]
+
+log = logging.getLogger("fastpool")
+
+Isolation = Literal["read uncommitted", "read committed", "repeatable read", "serializable"]
+
+_ISOLATION = ("read uncommitted", "read committed", "repeatable read", "serializable")
+_DEAD = (
+    getattr(select, "POLLRDHUP", 0)
+    | getattr(select, "POLLHUP", 0)
+    | getattr(select, "POLLERR", 0)
+    | getattr(select, "POLLNVAL", 0)
+)
+
+
+class Turnaround:
+    """The rules of checkout and return, for one pool."""
+
+    def __init__(self, core: Core, driver: Driver[Any], config: PoolConfig, name: str) -> None:
+        self.core = core
+        self.driver = driver
+        self.config = config
+        self.name = name
+        self._hooking = threading.local()
+
+    # -- checkout --------------------------------------------------------------
+
+    def queueing(self) -> None:
+        """A hook that waits for its own pool may wait for itself."""
+        if getattr(self._hooking, "hook", None):
+            raise PoolError(
+                f"pool {self.name!r}: the {self._hooking.hook} hook asked its own pool "
+                "for a connection; use the one it was given"
+            )
+
+    def admit(self, entry: Entry) -> str | None:
+        """``None`` when the connection may be handed out, else why not."""
+        self.queueing()
+        if entry.expires <= self.core.now():
+            return "max_lifetime"
+        if entry.generation != self.core.generation:
+            return "drained"
+        events = self.events(entry) if self.config.check else 0
+        if events & _DEAD:
+            return "dead"
+        overdue = self.core.check_after <= self.core.now() - entry.since
+        if (events or overdue or self.config.check == "ping") and not self.alive(entry):
+            return "dead"
+        hook = self.config.before_acquire
+        if hook is not None:
+            with self.hook("before_acquire", entry.conn, entry.state):
+                if not hook(entry.conn):
+                    return "before_acquire"
+        return None
+
+    @staticmethod
+    def events(entry: Entry) -> int:
+        """What the kernel knows of the connection's socket."""
+        if entry.fd < 0 or not hasattr(select, "poll"):
+            return 0
+        poller = select.poll()
+        poller.register(entry.fd, select.POLLIN | getattr(select, "POLLRDHUP", 0))
+        ready = poller.poll(0)
+        return ready[0][1] if ready else 0
+
+    def alive(self, entry: Entry) -> bool:
+        """One round trip. The connection is clean afterwards, or not alive."""
+        try:
+            self.driver.ping(entry.conn, self.config.ping_timeout)
+            if entry.state.flags & LOCAL:
+                self.driver.restore(entry.conn)
+        except Exception as error:
+            log.info("pool %r: an idle connection is dead: %s", self.name, error)
+            return False
+        return entry.state.flags == 0
+
+    # -- return ----------------------------------------------------------------
+
+    def settle(self, entry: Entry) -> str | None:
+        """``None`` when the connection may go back, clean, else why not."""
+        try:
+            reason = self.settle_flags(entry) or self._reset(entry)
+            if reason is None and self.config.after_release is not None:
+                with self.hook("after_release", entry.conn, entry.state):
+                    kept = self.config.after_release(entry.conn)
+                reason = self.settle_flags(entry) if kept else "after_release"
+        except Exception:
+            log.exception("pool %r: a returned connection could not be reset", self.name)
+            return "reset"
+        return reason
+
+    def settle_flags(self, entry: Entry) -> str | None:
+        """Undo what the flags tell of, as the ``reset`` setting says."""
+        state = entry.state
+        if state.flags & (BUSY | DIRTY | CLOSED):
+            return "broken"
+        if state.flags & TRANSACTION:
+            self.driver.control(entry.conn, "ROLLBACK")
+        if state.flags & SESSION:
+            if self.config.reset == "smart":
+                self._discard(entry)
+            else:
+                self.driver.rebase(entry.conn)
+        if state.flags & LOCAL:
+            self.driver.restore(entry.conn)
+        return "broken" if state.flags else None
+
+    def _reset(self, entry: Entry) -> str | None:
+        if self.config.reset == "discard":
+            self._discard(entry)
+        elif callable(self.config.reset):
+            with self.hook("reset", entry.conn, entry.state):
+                self.config.reset(entry.conn)
+            return self.settle_flags(entry)
+        return None
+
+    def _discard(self, entry: Entry) -> None:
+        self.driver.discard(entry.conn)
+        self.prepare(entry.conn, entry.state)
+
+    def prepare(self, conn: Any, state: State) -> None:
+        """Run ``after_connect``: on a new connection, and after DISCARD ALL,
+        which undid what it had set."""
+        hook = self.config.after_connect
+        if hook is not None:
+            with self.hook("after_connect", conn, state):
+                hook(conn)
+            self.driver.rebase(conn)
+            if state.flags & LOCAL:
+                self.driver.restore(conn)
+            if state.flags:
+                raise PoolError("the after_connect hook left the connection unusable")
+
+    # -- transactions ----------------------------------------------------------
+
+    def finish(self, entry: Entry) -> None:
+        """A block ended well: commit what is open."""
+        flags = entry.state.flags
+        if flags & FAILED:
+            self.driver.control(entry.conn, "ROLLBACK")
+            raise TransactionAborted(
+                "the block ended well, but a statement in it had failed and the server "
+                "rolled its transaction back"
+            )
+        if flags & TRANSACTION and not flags & (BUSY | DIRTY | CLOSED):
+            self.commit(entry)
+
+    def commit(self, entry: Entry) -> None:
+        """COMMIT; an answer that never came is said to be unknown."""
+        try:
+            self.driver.control(entry.conn, "COMMIT")
+        except Exception as error:
+            if entry.state.flags & (DIRTY | CLOSED):
+                raise TransactionAborted(
+                    "COMMIT was sent, but no answer came: it may have been done or not",
+                    outcome="unknown",
+                ) from error
+            raise
+
+    def transaction(self, lease: Lease, **options: Any) -> Transaction:
+        """The context manager behind ``lease.transaction()``."""
+        return Transaction(self, lease, **options)
+
+    # -- hooks -----------------------------------------------------------------
+
+    @contextmanager
+    def hook(self, name: str, conn: Any, state: State) -> Iterator[None]:
+        """Around a user's hook: the connection is usable, the pool is not. A
+        transaction that the hook leaves open is committed."""
+        leased = state.serial & 1
+        self._hooking.hook = name
+        if not leased:
+            state.grant()
+        try:
+            yield
+        finally:
+            if not leased:
+                state.revoke()
+            self._hooking.hook = None
+        if state.flags & FAILED:
+            raise PoolError(f"the {name} hook left a failed transaction")
+        if state.flags & TRANSACTION:
+            self.driver.control(conn, "COMMIT")
+
+    def call(self, name: str, hook: Callable[[Any], object], argument: Any) -> object:
+        """Call a hook that gets no usable connection."""
+        self._hooking.hook = name
+        try:
+            return hook(argument)
+        finally:
+            self._hooking.hook = None
+
+
+class Transaction:
+    """A transaction block on a held connection; inner ones are SAVEPOINTs.
+
+    Enter begins it. A block that ends well commits (or releases the savepoint),
+    one that raises rolls back to where it began. Raises ``TransactionAborted``
+    when the block ends well in a transaction that the server aborted.
+    """
+
+    def __init__(
+        self,
+        turnaround: Turnaround,
+        lease: Lease,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> None:
+        self._turnaround = turnaround
+        self._lease = lease
+        self._savepoint = ""
+        modes = []
+        if isolation is not None:
+            if str(isolation).lower() not in _ISOLATION:
+                raise ValueError(f"isolation: expected one of {_ISOLATION}, not {isolation!r}")
+            modes.append(f"ISOLATION LEVEL {isolation.upper()}")
+        if read_only is not None:
+            modes.append("READ ONLY" if read_only else "READ WRITE")
+        if deferrable is not None:
+            modes.append("DEFERRABLE" if deferrable else "NOT DEFERRABLE")
+        self._modes = modes
+
+    def _entry(self) -> Entry:
+        return self._lease._entry_of(self._turnaround.core)
+
+    def __enter__(self) -> Any:
+        entry = self._entry()
+        driver = self._turnaround.driver
+        if not entry.state.flags & TRANSACTION:
+            driver.control(entry.conn, " ".join(["BEGIN", *self._modes]))
+        elif self._modes:
+            raise ValueError(
+                "isolation, read_only and deferrable belong to the outermost transaction: "
+                "one is open already"
+            )
+        else:
+            self._savepoint = f"fastpool_{id(self):x}"
+            driver.control(entry.conn, f"SAVEPOINT {self._savepoint}")
+        return self._lease
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        turnaround = self._turnaround
+        entry = self._entry()
+        flags = entry.state.flags
+        if flags & (BUSY | DIRTY | CLOSED) or not flags & TRANSACTION:
+            # Out of sync: the release closes it. Ended already: by the user.
+            return
+        control = turnaround.driver.control
+        if self._savepoint:
+            if exc_type is None and not flags & FAILED:
+                control(entry.conn, f"RELEASE SAVEPOINT {self._savepoint}")
+                return
+            control(entry.conn, f"ROLLBACK TO SAVEPOINT {self._savepoint}")
+            control(entry.conn, f"RELEASE SAVEPOINT {self._savepoint}")
+        elif exc_type is None and not flags & FAILED:
+            turnaround.commit(entry)
+            return
+        else:
+            control(entry.conn, "ROLLBACK")
+        if exc_type is None:
+            raise TransactionAborted(
+                "the block ended well, but a statement in it had failed and the server "
+                "rolled its transaction back"
+            )

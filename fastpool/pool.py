@@ -1,0 +1,416 @@
+"""The pool: the object that users hold.
+
+It adds to the checkout of the core (``connection``, ``acquire``, ``release``,
+``try_acquire``) what needs a driver or a thread, and passes everything on to the
+house. It has no state of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+from . import _impl
+from ._house import House
+from ._impl import Checkout
+from ._turnaround import Isolation
+from .config import PoolConfig
+from .conninfo import DatabaseConfig, resolve
+from .drivers.base import Driver
+from .errors import ConfigError, PoolClosed
+from .stats import Holder, PoolStats
+
+if TYPE_CHECKING:
+    from .drivers.pg8000 import NativeConnection
+
+__all__ = ["Lease", "Pool", "PoolView", "from_env"]
+
+log = logging.getLogger("fastpool")
+
+ConnT = TypeVar("ConnT")
+
+if TYPE_CHECKING:
+
+    class Lease(Generic[ConnT]):
+        """What type checkers see of the core's ``Lease``: a connection, and more."""
+
+        @property
+        def driver_connection(self) -> ConnT: ...
+        def release(self) -> None: ...
+        def close(self) -> None: ...
+        def transaction(
+            self,
+            *,
+            isolation: Isolation | None = None,
+            read_only: bool | None = None,
+            deferrable: bool | None = None,
+        ) -> AbstractContextManager[ConnT]: ...
+        def __enter__(self) -> ConnT: ...
+        def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
+else:
+    Lease = _impl.Lease
+
+_numbers = itertools.count(1)
+
+
+class PoolView(Checkout, Generic[ConnT]):
+    """A pool's checkout on certain terms: see :meth:`Pool.within`."""
+
+    _house: House
+
+    if TYPE_CHECKING:
+        # Inherited from the core, which cannot know the connection's class.
+        def connection(self, timeout: float | None = None) -> AbstractContextManager[ConnT]: ...
+        def acquire(self, timeout: float | None = None) -> Lease[ConnT]: ...
+        def try_acquire(self) -> Lease[ConnT] | None: ...
+
+    def within(self, *, timeout: float | None = None) -> PoolView[ConnT]:
+        """The same pool, with other limits for every call made through it.
+
+        *timeout*: seconds to wait for a connection at most.
+        """
+        view: PoolView[ConnT] = PoolView(self._core, timeout)
+        view._house = self._house
+        return view
+
+    def run(self, sql: str, /, **params: Any) -> Any:
+        """Acquire a connection, ``conn.run(sql, **params)``, release it.
+
+        For the native driver. Committed when it ends well. Raises what
+        :meth:`connection` and the driver raise.
+        """
+        with self.connection() as conn:
+            return conn.run(sql, **params)  # type: ignore[attr-defined]
+
+    def execute(self, sql: str, args: Sequence[Any] = ()) -> Sequence[Any]:
+        """Acquire a connection, execute on a cursor, fetch all, release.
+
+        For DB-API drivers. Returns the rows, empty for a statement without any.
+        Committed when it ends well.
+        """
+        with self.connection() as conn:
+            cursor = conn.cursor()  # type: ignore[attr-defined]
+            cursor.execute(sql, args)
+            rows: Sequence[Any] = () if cursor.description is None else cursor.fetchall()
+            return rows
+
+    def transaction(
+        self,
+        timeout: float | None = None,
+        *,
+        isolation: Isolation | None = None,
+        read_only: bool | None = None,
+        deferrable: bool | None = None,
+    ) -> AbstractContextManager[ConnT]:
+        """A connection with a transaction open: BEGIN .. COMMIT, or ROLLBACK.
+
+        *timeout* as in :meth:`connection`. *isolation* is ``"read committed"``,
+        ``"repeatable read"`` or ``"serializable"``; see the PostgreSQL manual,
+        "SET TRANSACTION".
+        """
+        options: dict[str, Any] = {
+            "isolation": isolation,
+            "read_only": read_only,
+            "deferrable": deferrable,
+        }
+        return _PoolTransaction(self, timeout, options)
+
+    def ping(self, timeout: float = 5.0) -> None:
+        """One round trip on a connection of the pool, all in *timeout* seconds.
+
+        Raises ``PoolTimeout`` (its cause: the last connect error),
+        ``ConnectFailed``, or the driver's error.
+        """
+        deadline = time.monotonic() + timeout
+        lease = self.acquire(timeout)
+        try:
+            entry = lease._entry_of(self._core)
+            self._house.driver.ping(entry.conn, max(0.001, deadline - time.monotonic()))
+        finally:
+            lease.release()
+
+
+class _PoolTransaction(Generic[ConnT]):
+    """``pool.transaction()``: a lease, and a transaction on it."""
+
+    def __init__(
+        self, pool: PoolView[ConnT], timeout: float | None, options: dict[str, Any]
+    ) -> None:
+        self._pool = pool
+        self._timeout = timeout
+        self._options = options
+
+    def __enter__(self) -> ConnT:
+        self._lease = self._pool.acquire(self._timeout)
+        try:
+            self._transaction = self._lease.transaction(**self._options)
+            conn: ConnT = self._transaction.__enter__()
+        except BaseException:
+            self._lease.release()
+            raise
+        return conn
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        try:
+            self._transaction.__exit__(exc_type, exc, traceback)
+        finally:
+            self._lease.release()
+
+
+class Pool(PoolView[ConnT]):
+    """A pool of connections to one database, for any number of threads.
+
+    *conninfo* is a libpq connection string, a URI or key=value; what it leaves
+    out comes from the ``PG*`` environment, the service file and the password
+    file, as with libpq. *driver* is ``"native"`` (default), ``"dbapi"``, or an
+    object with the :class:`fastpool.drivers.Driver` protocol. *settings* are
+    those of :class:`PoolConfig`; they win over the same ones in *conninfo*.
+
+    Making a pool checks everything and dials nothing. Raises ``ConfigError``.
+    Use one pool per database and process, and share it::
+
+        with Pool("postgresql://app@db/app", max_size=10) as pool:
+            with pool.connection() as conn:
+                rows = conn.run("SELECT id FROM t WHERE a = :a", a=1)
+    """
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __new__(
+            cls,
+            conninfo: str = "",
+            *,
+            driver: None = None,
+            name: str | None = None,
+            **settings: Any,
+        ) -> Pool[NativeConnection]: ...
+        @overload
+        def __new__(
+            cls,
+            conninfo: str = "",
+            *,
+            driver: Driver[ConnT],
+            name: str | None = None,
+            **settings: Any,
+        ) -> Pool[ConnT]: ...
+        @overload
+        def __new__(
+            cls, conninfo: str = "", *, driver: str, name: str | None = None, **settings: Any
+        ) -> Pool[Any]: ...
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        driver: Driver[ConnT] | str | None = None,
+        name: str | None = None,
+        **settings: Any,
+    ) -> None:
+        resolved = resolve(conninfo)
+        config = PoolConfig.build(**{**resolved.settings, **settings})
+        if name is None:
+            name = f"pool-{next(_numbers)}"
+        house = House(resolved, _driver(driver), config, name)
+        super().__init__(house.core)
+        self._house = house
+
+    @classmethod
+    def from_config(
+        cls,
+        config: PoolConfig,
+        conninfo: str = "",
+        *,
+        driver: Driver[ConnT] | str | None = None,
+        name: str | None = None,
+    ) -> Pool[ConnT]:
+        """A pool with ready-made settings; those in *conninfo* are ignored."""
+        settings = {field: getattr(config, field) for field in config.__dataclass_fields__}
+        settings = {field: value for field, value in settings.items() if field[0] != "_"}
+        pool: Pool[ConnT] = cls(conninfo, driver=driver, name=name, **settings)
+        pool._house.configure(config)
+        return pool
+
+    # -- life ------------------------------------------------------------------
+
+    def open(self, wait: bool = False, timeout: float = 30.0) -> None:
+        """Start the threads and fill up to ``min_size`` in the background.
+
+        Optional: the first acquire does it too. With *wait*, return when
+        ``min_size`` is reached, as :meth:`wait`. Opening an open pool does
+        nothing; a closed one stays closed (``PoolClosed``).
+        """
+        self._house.open()
+        if self._core.phase != 1:
+            raise PoolClosed(f"pool {self.name!r} is closed, and a closed pool stays closed")
+        if wait:
+            self.wait(timeout)
+
+    def wait(self, timeout: float = 30.0) -> None:
+        """Until ``min_size`` connections are there, at most *timeout* seconds.
+
+        Raises the *cause* when they are not: ``ConnectFailed`` at once for what
+        will not mend itself (a wrong password), else ``PoolTimeout`` with the
+        last connect error as its cause. The pool stays open either way.
+        """
+        core, opener = self._core, self._house.opener
+        began = time.monotonic()
+
+        def ready() -> bool:
+            return core.idle + core.leased + core.held >= core.min_size
+
+        def over() -> bool:
+            return ready() or core.phase != 1 or opener.permanent is not None
+
+        with opener.progress:
+            opener.progress.wait_for(over, timeout)
+        if ready():
+            return
+        if core.phase != 1:
+            raise self._house.refusal("closed", timeout, 0.0, None)
+        if opener.permanent is not None:
+            raise opener.refusal(opener.permanent)
+        raise self._house.refusal("timeout", timeout, time.monotonic() - began, None)
+
+    def close(self, timeout: float = 30.0) -> None:
+        """Close for good.
+
+        Waiters get ``PoolClosed`` at once; idle connections are closed; those in
+        use when they come back. After *timeout* seconds whatever is still held
+        is cancelled and shut down, and a warning names the holders. Afterwards
+        no connection of the pool is open. Closing twice does nothing.
+        """
+        self._house.close(timeout)
+
+    def __enter__(self) -> Pool[ConnT]:
+        self.open()
+        return self
+
+    def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        house = getattr(self, "_house", None)  # absent when the settings were wrong
+        if house is None or sys.is_finalizing():
+            return
+        if house.core.phase == 1:
+            message = f"pool {house.name!r} was never closed"
+            warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
+            house.drop()
+        elif not house.keeper.started:
+            house.keeper.stop()
+
+    # -- the living pool -------------------------------------------------------
+
+    def reconfigure(self, **settings: Any) -> None:
+        """Change settings while the pool works; all of them, or none.
+
+        What concerns new connections only (``session_settings``,
+        ``application_name``, ``connect_timeout``) leaves the present ones alone:
+        :meth:`drain` renews them. Raises ``ConfigError``, then nothing changed.
+        """
+        self._house.reconfigure(self.config.replace(**settings))
+
+    def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
+        """Short for :meth:`reconfigure` of ``min_size`` and ``max_size``.
+
+        When it shrinks, idle connections close at once and others on return.
+        """
+        sizes = {"min_size": min_size, "max_size": max_size}
+        self.reconfigure(**{name: size for name, size in sizes.items() if size is not None})
+
+    def drain(self) -> None:
+        """Replace every connection: idle ones now, others on return, dials in
+        flight when they end. Afterwards none made before is handed out."""
+        self._core.drain()
+        self._house.wanted()
+
+    def invalidate(self, conn: ConnT) -> None:
+        """Close a held connection instead of keeping it.
+
+        *conn* is what :meth:`connection` or :meth:`acquire` gave. Afterwards it
+        is released; the pool makes a new connection when one is needed.
+        """
+        entry = _lease(conn)._entry_of(self._core)
+        self._core.retire(entry, entry.holder, "invalidated")
+
+    def detach(self, conn: ConnT) -> ConnT:
+        """Take a held connection out of the pool, for good.
+
+        Returns the driver's connection, which is the caller's to close; *conn*
+        is released, and its slot in the pool is free.
+        """
+        entry = _lease(conn)._entry_of(self._core)
+        driver_connection: ConnT = entry.conn
+        self._core.detach(entry, entry.holder)
+        self._house.wanted()
+        return driver_connection
+
+    # -- what is known ---------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The name in logs, errors and metrics."""
+        return self._house.name
+
+    @property
+    def config(self) -> PoolConfig:
+        """The settings in force."""
+        return self._house.config
+
+    def stats(self) -> PoolStats:
+        """One consistent snapshot of gauges and counters."""
+        return self._house.stats()
+
+    def holders(self) -> list[Holder]:
+        """Who has a connection now, the longest first."""
+        return self._house.holders()
+
+    def __repr__(self) -> str:
+        core = self._core
+        phase = ("new", "open", "closed")[core.phase]
+        return (
+            f"<Pool {self.name!r} {phase}: size {core.size}/{core.max_size}, "
+            f"idle {core.idle}, in use {core.leased}, waiting {core.waiting}>"
+        )
+
+
+def from_env(**settings: Any) -> Pool[Any]:
+    """A pool from the ``DB_*`` variables; *settings* win over them.
+
+    Raises ``ConfigError`` that names the variable.
+    """
+    database = DatabaseConfig.from_env()
+    return Pool(database.connection_string(), **{**database.settings, **settings})
+
+
+def _driver(driver: Any) -> Driver[Any]:
+    if driver is None or isinstance(driver, str):
+        from .drivers import pg8000  # here, since importing pg8000 takes 0.1 s
+
+        kinds = {"native": pg8000.Native, "dbapi": pg8000.DBAPI}
+        kind = kinds.get(driver or "native")
+        if kind is None:
+            raise ConfigError(
+                f"driver: expected 'native', 'dbapi' or a driver object, not {driver!r}",
+                setting="driver",
+            )
+        return kind()
+    return cast("Driver[Any]", driver)
+
+
+def _lease(conn: Any) -> Any:
+    if type(conn) is not Lease:
+        raise TypeError(f"expected what connection() or acquire() gave, not {type(conn).__name__}")
+    return conn
+
+
+_impl.skip_frames_of(globals())

@@ -1,0 +1,117 @@
+"""What the pool knows of itself, as one consistent snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Holder", "PoolStats"]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who has a connection now."""
+
+    site: str
+    """``file:line`` of the acquire."""
+    thread_id: int
+    thread_name: str
+    age: float
+    """Seconds since the acquire."""
+
+    def __str__(self) -> str:
+        return f"{self.site} (thread {self.thread_name!r}, {self.age:.1f} s)"
+
+
+@dataclass(frozen=True)
+class PoolStats:
+    """Gauges and counters of one moment. Times are seconds; counters only grow."""
+
+    name: str
+    impl: str
+    """``"c"`` or ``"python"``: the core in force."""
+    size: int
+    """Connections in any state, those being dialled or closed included."""
+    idle: int
+    in_use: int
+    connecting: int
+    closing: int
+    checking: int
+    """Held by the pool itself, or by a release that resets them."""
+    waiting: int
+    """Callers waiting now."""
+    min_size: int
+    max_size: int
+    acquires: int
+    """Connections handed out."""
+    waits: int
+    """Acquires that had to wait, those that got nothing included."""
+    wait_time: float
+    """Summed over all waits."""
+    served_time: float
+    """Summed over the waits that got a connection."""
+    timeouts: int
+    cancelled: int
+    """Waits ended by an exception in the waiting thread."""
+    rejected: int
+    """Callers refused because ``max_waiting`` were waiting."""
+    wait_histogram: tuple[int, ...]
+    """Item n counts waits below 2**n microseconds (and not below half of that)."""
+    dials: int
+    """Attempts to connect, failed ones included."""
+    dial_failures: int
+    dial_time: float
+    """Summed over the attempts that ended well."""
+    closed: Mapping[str, int] = field(default_factory=dict)
+    """Connections closed, by reason."""
+    last_connect_error: str | None = None
+    last_connect_error_age: float | None = None
+
+    @property
+    def created(self) -> int:
+        """Connections made."""
+        return self.dials - self.dial_failures - self.connecting
+
+    def wait_quantile(self, q: float) -> float:
+        """An upper bound, in seconds, of the wait that the part *q* of all
+        waiting acquires stayed below; 0.0 when nobody has waited."""
+        if not 0 <= q <= 1:
+            raise ValueError(f"q: expected a number from 0 to 1, not {q!r}")
+        goal = q * sum(self.wait_histogram)
+        seen = 0
+        for n, count in enumerate(self.wait_histogram):
+            seen += count
+            if seen and seen >= goal:
+                return float(2**n * 1e-6)
+        return 0.0
+
+    def as_dbstats(self) -> dict[str, int]:
+        """The nine fields of Go's ``sql.DBStats``, by their JSON names."""
+        return {
+            "max_open_connections": self.max_size,
+            "open_connections": self.size,
+            "in_use": self.size - self.idle,
+            "idle": self.idle,
+            "wait_count": self.waits,
+            "wait_duration_ms": int(self.wait_time * 1000),
+            "max_idle_closed": self.closed.get("max_idle", 0),
+            "max_idle_time_closed": self.closed.get("max_idle_time", 0),
+            "max_lifetime_closed": self.closed.get("max_lifetime", 0),
+        }
+
+    def as_pgxpool(self) -> dict[str, int]:
+        """The twelve fields of Go's ``pgxpool.Stat``, by their JSON names."""
+        return {
+            "acquire_count": self.acquires,
+            "acquire_duration_ms": int(self.served_time * 1000),
+            "acquired_conns": self.in_use + self.checking,
+            "canceled_acquire_count": self.timeouts + self.cancelled,
+            "constructing_conns": self.connecting,
+            "empty_acquire_count": self.waits,
+            "idle_conns": self.idle,
+            "max_conns": self.max_size,
+            "total_conns": self.size,
+            "new_conns_count": self.dials,
+            "max_lifetime_destroy_count": self.closed.get("max_lifetime", 0),
+            "max_idle_destroy_count": self.closed.get("max_idle_time", 0),
+        }
