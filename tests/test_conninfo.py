@@ -21,9 +21,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import need
 
-from fastpool import _service, conninfo
-from fastpool._libpq import PARAMETERS, POOL_SETTINGS, SECRETS
-from fastpool.conninfo import ConnInfo, DatabaseConfig, Host, parse, parse_duration
+from fastpool import conninfo
+from fastpool.conninfo import ConnInfo, DatabaseConfig, Host, _service, parse, parse_duration
+from fastpool.conninfo._libpq import PARAMETERS, POOL_SETTINGS, SECRETS
 from fastpool.errors import ConfigError
 
 # --- libpq, through ctypes ---------------------------------------------------

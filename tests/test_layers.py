@@ -19,17 +19,17 @@ import pytest
 # import from the rows below its own, and within itself.
 LAYERS = (
     ("errors",),
-    ("_runtime", "_values", "config", "stats"),
-    ("_libpq", "sizing"),
-    ("_db_env", "_service"),
+    ("_runtime", "config", "stats"),
+    ("sizing",),
     ("conninfo", "drivers"),
-    ("_core", "_core_py", "_hosts", "retry"),
+    ("_core", "_core_py", "_hosts"),
     ("_impl",),
     ("_turnaround",),
     ("_opener",),
     ("_keeper",),
     ("_house",),
     ("pool",),
+    ("_listen",),
     ("ops",),
 )
 LEVEL = {room: level for level, row in enumerate(LAYERS) for room in row}

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import ConfigError
 from ._libpq import PARAMETERS
 from ._values import parse_duration, parse_integer
-from .errors import ConfigError
 
 __all__ = ["DatabaseConfig"]
 

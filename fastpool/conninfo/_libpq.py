@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, NoReturn
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["PARAMETERS", "POOL_SETTINGS", "SECRETS", "Parameter", "parse"]
 

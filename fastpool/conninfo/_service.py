@@ -14,8 +14,8 @@ import re
 import stat
 from collections.abc import Mapping
 
+from ..errors import ConfigError
 from ._libpq import PARAMETERS, POOL_SETTINGS
-from .errors import ConfigError
 
 __all__ = ["SOCKET_DIRS", "home_directory", "password_from_file", "read_service"]
 

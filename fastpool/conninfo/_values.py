@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 __all__ = ["parse_duration", "parse_integer"]
 

@@ -33,11 +33,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from ..errors import ConfigError
 from ._db_env import DatabaseConfig
 from ._libpq import PARAMETERS, POOL_SETTINGS, parse
 from ._service import SOCKET_DIRS, home_directory, password_from_file, read_service
 from ._values import parse_duration, parse_integer
-from .errors import ConfigError
 
 __all__ = ["ConnInfo", "DatabaseConfig", "Host", "parse", "parse_duration", "resolve"]
 
