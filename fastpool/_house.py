@@ -219,6 +219,7 @@ class House:
             dial_failures=opener.dial_failures,
             dial_time=opener.dial_time,
             closed=dict(self.keeper.closed),
+            encryption=opener.encryption,
             last_connect_error=None if error is None else describe(error),
             last_connect_error_age=None if error is None else now - opener.last_error_at,
         )

@@ -71,6 +71,7 @@ class Keeper:
         self._closings: set[_Closing] = set()
         self.started = False
         self._stopped = False
+        self._asked = False  # about the server's idle_session_timeout
         self._leaks: dict[Entry, int] = {}
         self.closed: dict[str, int] = {}
         """Connections closed so far, by reason."""
@@ -204,6 +205,8 @@ class Keeper:
         now = core.now()
         rest = config.health_check_period
         idle = core.idle_entries()
+        if idle and not self._asked:
+            self._ask_idle_limit(idle[-1])
         rest = min(rest, self._replace(idle, now))
         if config.max_idle_time is not None:
             rest = min(rest, self._trim(idle, now, config.max_idle_time))
@@ -214,6 +217,27 @@ class Keeper:
         if core.deficit() > 0:
             self._opener.wake()
         return max(rest, _SHORTEST)
+
+    def _ask_idle_limit(self, entry: Entry) -> None:
+        """Once: does the server end idle sessions before the pool would?"""
+        limit = self.config.max_idle_time
+        if not self._core.hold(entry):
+            return
+        self._asked = True
+        try:
+            ends = self._driver.idle_limit(entry.conn)
+        except Exception as error:
+            log.info("pool %r: idle_session_timeout is not known: %s", self._name, error)
+        else:
+            if ends is not None and (limit is None or ends < limit):
+                log.warning(
+                    "pool %r: the server ends sessions idle for %g s (idle_session_timeout); "
+                    "max_idle_time=%s should be less",
+                    self._name,
+                    ends,
+                    limit,
+                )
+        self._core.put_below(entry)
 
     def _replace(self, idle: list[Entry], now: float) -> float:
         if self.config.max_lifetime is None:

@@ -69,6 +69,8 @@ class Opener:
         self.down_since: float | None = None
         self.permanent: BaseException | None = None
         """The last dial's failure, if dialling again would fail the same way."""
+        self.encryption: str | None = None
+        """Of the last connection made: ``none``, ``unverified`` or ``verified``."""
         self.progress = threading.Condition()
         """Notified after each dial."""
 
@@ -127,6 +129,7 @@ class Opener:
             self._failed(error)
             return
         self._core.adopt(entry, conn, self._driver.fileno(conn))
+        self._note_encryption(conn)
         try:
             self._turnaround.prepare(conn, entry.state)
         except BaseException as error:
@@ -141,6 +144,15 @@ class Opener:
         self.age(entry)
         self._core.put(entry)
         self._tell()
+
+    def _note_encryption(self, conn: Any) -> None:
+        was, self.encryption = self.encryption, self._driver.encryption(conn)
+        if self.encryption == "unverified" != was:
+            log.warning(
+                "pool %r: connections are encrypted, but the server does not prove who it is; "
+                "sslmode=verify-full makes it",
+                self._name,
+            )
 
     def age(self, entry: Entry) -> None:
         """Draw when the connection gets too old. Once, at birth and when the

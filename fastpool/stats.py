@@ -64,6 +64,9 @@ class PoolStats:
     """Summed over the attempts that ended well."""
     closed: Mapping[str, int] = field(default_factory=dict)
     """Connections closed, by reason."""
+    encryption: str | None = None
+    """Of the last connection made: ``none``, ``unverified`` (encrypted, but to
+    whom is not known) or ``verified``."""
     last_connect_error: str | None = None
     last_connect_error_age: float | None = None
 

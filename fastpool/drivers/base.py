@@ -28,7 +28,7 @@ that one comparison answers "is my lease still on?".
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 __all__ = [
     "BUSY",
@@ -92,6 +92,12 @@ class Driver(Protocol[ConnT]):
 
     def fileno(self, conn: ConnT) -> int:
         """The socket to poll for death, -1 when there is none."""
+
+    def encryption(self, conn: ConnT) -> Literal["none", "unverified", "verified"]:
+        """Whether *conn* is encrypted, and whether the server proved who it is."""
+
+    def idle_limit(self, conn: ConnT) -> float | None:
+        """Seconds after which the server ends an idle session; ``None``: never."""
 
     def is_permanent(self, error: BaseException) -> bool:
         """True when dialling again would fail the same way (a wrong password)."""

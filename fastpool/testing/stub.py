@@ -113,6 +113,8 @@ class StubDriver:
             "ping": ping_delay,
         }
         self.sockets = sockets
+        self.idle_session_timeout: float | None = None
+        """What the server's setting of that name is, in seconds."""
         self.counts: Counter[str] = Counter()
         """How often each step was begun."""
         self.connections: list[StubConnection] = []
@@ -177,6 +179,12 @@ class StubDriver:
         pair = self._pairs.get(conn)
         return -1 if pair is None else pair[0].fileno()
 
+    def encryption(self, conn: StubConnection) -> Literal["none"]:
+        return "none"
+
+    def idle_limit(self, conn: StubConnection) -> float | None:
+        return self.idle_session_timeout
+
     def is_permanent(self, error: BaseException) -> bool:
         return bool(getattr(error, "permanent", False))
 
@@ -204,6 +212,15 @@ class StubDriver:
         self._step("discard")
         conn._run("DISCARD ALL")
         conn._state.leave(conn._state.flags & ~(SESSION | LOCAL))
+
+    def listen(self, conn: StubConnection, channel: str) -> None:
+        conn._run(f"LISTEN {channel}")
+
+    def notifications(self, conn: StubConnection, timeout: float) -> list[tuple[int, str, str]]:
+        if conn.closed:
+            raise StubError("connection lost")
+        time.sleep(timeout)
+        return []
 
     def close(self, conn: StubConnection) -> Generator[Wait, None, None]:
         near, far = socket.socketpair()
