@@ -403,7 +403,7 @@ def _driver(driver: Any) -> Driver[Any]:
                 f"driver: expected 'native', 'dbapi' or a driver object, not {driver!r}",
                 setting="driver",
             )
-        return kind()
+        return cast("Driver[Any]", kind())
     return cast("Driver[Any]", driver)
 
 
