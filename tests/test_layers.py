@@ -22,7 +22,7 @@ LAYERS = (
     ("_runtime", "config", "stats"),
     ("sizing",),
     ("conninfo", "drivers"),
-    ("_core", "_core_py", "_hosts"),
+    ("_core", "_core_py", "_hosts", "retry"),
     ("_impl",),
     ("_turnaround",),
     ("_opener",),
@@ -31,6 +31,7 @@ LAYERS = (
     ("pool",),
     ("_listen",),
     ("ops",),
+    ("__main__",),
 )
 LEVEL = {room: level for level, row in enumerate(LAYERS) for room in row}
 # The public names: imports every room but this one, and no room imports it.
@@ -65,10 +66,10 @@ def imports_of(path: Path, package: list[str]) -> Iterator[Import]:
             for alias in node.names:
                 yield Import(".".join([*parts, alias.name]), node.lineno, deferred)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.body:
-                yield from visit(child, True)
-            for child in node.orelse:
-                yield from visit(child, deferred)
+            for guarded in node.body:
+                yield from visit(guarded, True)
+            for other in node.orelse:
+                yield from visit(other, deferred)
         else:
             inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
             for child in ast.iter_child_nodes(node):
