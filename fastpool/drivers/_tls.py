@@ -81,6 +81,10 @@ class Contexts:
             raise ConfigError("sslmode=verify-full needs a host name to verify", setting="host")
         if mode == "verify-full" and not sni:
             raise ConfigError("sslsni=0 cannot be had with sslmode=verify-full", setting="sslsni")
+        try:
+            (host or "").encode("idna")
+        except UnicodeError:
+            raise ConfigError(f"host {host!r} is no valid name", setting="host") from None
         context = self._context(params)
         return TLS(
             context,

@@ -24,6 +24,7 @@ import functools
 import re
 import socket
 import struct
+import time
 from collections.abc import Generator, Iterator, Mapping
 from io import IOBase, TextIOBase
 from itertools import count
@@ -80,6 +81,10 @@ _SESSION_TAGS = frozenset((b"SET\0", b"LISTEN\0", b"PREPARE\0", b"LOAD\0"))
 """Command tags of what outlives its transaction, and shows nowhere else."""
 _SET_LOCAL = re.compile(r"\s*set\s+(local|transaction)\b[^;]*;?\s*\Z", re.IGNORECASE)
 """The two that carry the tag SET and do end with the transaction."""
+
+
+# scramp takes the socket as it is from 1.5 on.
+_make_binding = getattr(scramp, "make_channel_binding", lambda *binding: binding)
 
 
 def _message(code: bytes, body: bytes) -> bytes:
@@ -150,6 +155,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
     _moved = False  # reported parameters differ from those at birth
     _born: Mapping[str, str] = {}  # the reported parameters at birth
     _autocommit = _born_autocommit = False
+    _born_statements: frozenset[bytes] = frozenset()
     _proved = False  # the server's SCRAM signature was right
     auth: Any = None
     _tls: TLS | None = None
@@ -181,14 +187,26 @@ class Connection(CoreConnection):  # type: ignore[misc]
         self._state.enter(serial)
         return self._converse(context, message)
 
-    def _command(self, sql: str) -> None:
-        """A statement of the pool's own, which may run when no lease is on."""
-        context, message = _Exchange(sql), _message(QUERY, sql.encode() + b"\0")
+    def _command(self, sql: str, timeout: float | None = None) -> _Exchange:
+        """A statement of the pool's own, which may run when no lease is on.
+
+        Raises :class:`LimitPassed` after *timeout* seconds.
+        """
+        # ASCII is the same in every encoding, also in those that Python lacks.
+        encoding = "ascii" if sql.isascii() else self._client_encoding
+        context, message = _Exchange(sql), _message(QUERY, sql.encode(encoding) + b"\0")
         if self._state.serial & 1:
             self._state.enter()
         else:
             self._state.leave(self._state.flags | BUSY)
-        self._converse(context, message)
+        sock = self._usock
+        if timeout is None or sock is None:
+            return self._converse(context, message)
+        sock.limit = time.monotonic() + timeout
+        try:
+            return self._converse(context, message)
+        finally:
+            sock.limit = None
 
     def _converse(self, context: _Exchange, message: bytes) -> _Exchange:
         """Entered BUSY. An interrupt may come anywhere: only the last line of the
@@ -205,7 +223,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
                     else "connection is out of step with the server: an earlier call was "
                     "interrupted before its answer had been read"
                 )
-            after = DIRTY
+            after |= DIRTY
             self._send(message)
             self._receive(context)
             after = self._flags()
@@ -226,7 +244,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
             flags = TRANSACTION
         elif status == IN_FAILED_TRANSACTION:
             flags = TRANSACTION | FAILED
-        if self._moved or self._session or self._statement_nums:
+        if self._moved or self._session or self._statement_nums != self._born_statements:
             flags |= SESSION
         if self.notices or self.notifications or self._xid is not None:
             flags |= LOCAL
@@ -376,7 +394,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
             raise InterfaceError("network error") from error
         finally:
             self._hang_up()
-            self._state.leave(CLOSED)
+            self._state.leave(self._state.flags & ~BUSY | CLOSED)
 
     def _hang_up(self, shutdown: bool = True) -> None:
         """Close the descriptor, now and for whoever is reading from it."""
@@ -427,9 +445,30 @@ class Connection(CoreConnection):  # type: ignore[misc]
                 pass
 
     def _settle(self) -> None:
-        """What the session is now is what it is at birth."""
+        """Take the session as it is now for its state at birth."""
         self._session = self._moved = False
         self._born = dict(self.parameter_statuses)
+        self._born_statements = frozenset(self._statement_nums)
+        self._state.flags &= ~SESSION
+
+    def _await(self, timeout: float) -> bool:
+        """Whether the server says anything within *timeout* seconds; reads nothing.
+
+        What came along with the last answer is in the buffer, where no poll sees it.
+        """
+        sock = self._usock
+        if sock is None:
+            raise InterfaceError("connection is closed")
+        sock.limit = time.monotonic() + timeout
+        try:
+            self._sock.peek(1)
+        except LimitPassed:
+            return False
+        except OSError as error:
+            raise self._dead() from (self._broken or error)
+        finally:
+            sock.limit = None
+        return True
 
     def _restore(self) -> None:
         self.notices.clear()
@@ -514,7 +553,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
     def _begin_scram(self, offered: list[bytes], required: bool) -> None:
         binding = None
         if isinstance(self._usock, TLSSocket) and self._channel_binding != "disable":
-            binding = "tls-server-end-point", self._usock
+            binding = _make_binding("tls-server-end-point", self._usock)
         known = [b"SCRAM-SHA-256-PLUS"] if binding else []
         if not required:
             known.append(b"SCRAM-SHA-256")

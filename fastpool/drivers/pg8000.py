@@ -10,9 +10,11 @@ import functools
 import math
 import socket
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Generic, Literal, TypeVar
 
+from pg8000.converters import identifier
 from pg8000.core import scramp
 from pg8000.exceptions import DatabaseError, InterfaceError
 
@@ -25,6 +27,10 @@ from .base import CLOSED, ConnState, Wait
 __all__ = ["DBAPI", "DBAPIConnection", "Native", "NativeConnection"]
 
 ConnT = TypeVar("ConnT", bound=Connection)
+
+
+_ANSWER = 5.0
+"""Seconds for a server to answer what it need not think about."""
 
 
 class _Driver(Generic[ConnT]):
@@ -122,11 +128,13 @@ class _Driver(Generic[ConnT]):
                 raise
             if time.monotonic() >= limit:
                 raise TimeoutError(f"connecting to {where} took too long") from error
+            if isinstance(error, InterfaceError):
+                raise
             if isinstance(error, scramp.ScramException):
                 raise Refused(f"SCRAM authentication failed: {error}") from error
             if isinstance(error, OSError):
                 raise InterfaceError(f"cannot connect to {where}: {error}") from error
-            raise
+            raise InterfaceError(f"{where} does not speak PostgreSQL's protocol") from error
         conn._tls = tls if isinstance(sock, TLSSocket) else None
         conn._redial = functools.partial(dial, endpoint, conn._tls)
         state.leave(0)
@@ -162,24 +170,39 @@ class _Driver(Generic[ConnT]):
         conn._command(sql)
 
     def ping(self, conn: ConnT, timeout: float) -> None:
-        sock = conn._usock
-        if sock is None:
-            raise InterfaceError("connection is closed")
-        sock.limit = time.monotonic() + timeout
-        try:
-            conn._command("")
-        finally:
-            sock.limit = None
+        conn._command("", timeout)
 
     def restore(self, conn: ConnT) -> None:
         conn._restore()
+
+    def rebase(self, conn: ConnT) -> None:
+        conn._settle()
 
     def discard(self, conn: ConnT) -> None:
         conn._command("DISCARD ALL")
         conn._statement_nums.clear()
         conn._restore()
         conn._settle()
-        conn._state.leave(conn._flags())
+
+    def idle_limit(self, conn: ConnT) -> float | None:
+        """``idle_session_timeout``, which servers have from PostgreSQL 14 on."""
+        sql = "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"
+        rows = conn._command(sql, _ANSWER).rows
+        return int(rows[0][0]) / 1000 or None if rows else None
+
+    def listen(self, conn: ConnT, channel: str) -> None:
+        # pg8000 keeps a hundred: a listener must not lose the others.
+        conn.notifications = deque(conn.notifications)
+        conn._command(f"LISTEN {identifier(channel)}", _ANSWER)
+
+    def notifications(self, conn: ConnT, timeout: float) -> list[tuple[int, str, str]]:
+        if not conn.notifications and conn._await(timeout):
+            # They are read ahead of the answer to a statement, so that whole messages
+            # are read and a broken connection is told from a silent one.
+            conn._command("", _ANSWER)
+        received = list(conn.notifications)
+        conn.notifications.clear()
+        return received
 
     def close(self, conn: ConnT) -> Generator[Wait, None, None]:
         steps = conn._closing()
