@@ -19,10 +19,13 @@ the state in one step. So a connection is never given to somebody who has gone.
 
 **Sections.** Whatever changes those states is a *section*: a method that is one
 atomic step. It makes no call, no loop, no allocation that the garbage collector
-tracks, and drops no reference that could be the last. On a GIL build nothing can
-interrupt it, compiled or interpreted, so it needs no lock; elsewhere it has one.
-The only call in a section is its last act, waking a waiter; the one exception,
-binding a lease in :meth:`Core._take`, comes before the step and is checked by it.
+tracks, and drops no reference that could be the last; whatever it must decide, it
+decides before it changes anything but a counter. On a GIL build nothing can interrupt
+it, compiled or interpreted, so it needs no lock; elsewhere (and interpreted by 3.10)
+it has one.
+The only call in a section is its last act, waking a waiter. What :meth:`Core._take`
+and :meth:`Core._join` must do first, bind a lease and find a place in the queue,
+they do before the step, and check in it that nothing has changed since.
 
 **Ownership.** ``Entry.holder`` is the one truth about who has a connection: the
 token of a lease (its address), minus that token while the lease's release is
@@ -37,21 +40,27 @@ generated from this file by ``tools/unpyx.py``.
 
 from __future__ import annotations
 
-import math
-from _thread import TIMEOUT_MAX
 import _thread
+import math
 from collections import deque
 from types import MethodType
 from typing import Any, Protocol
 
 import cython
-from cython.cimports.fastpool._core_c import HAS_GIL, coarse, ident, monotonic, nap, poll, site, token
-
-from fastpool.drivers.base import BUSY
-from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
+from cython.cimports.fastpool._core_c import (
+    HAS_GIL,
+    coarse,
+    ident,
+    monotonic,
+    nap,
+    poll,
+    site,
+    token,
+)
 
 if not cython.compiled:
-    from fastpool._runtime import Mutexed, coarse, ident, monotonic, nap, poll, section, site, token
+    from fastpool._runtime import coarse, ident, monotonic, nap, poll, site, token
+from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -90,9 +99,14 @@ REASONS = ("", "", "", "broken", "drained", "max_lifetime", "max_uses", "max_idl
 # What became of a caller that wants to wait
 JOINED = cython.declare(cython.int, 0)
 NOT_OPEN = cython.declare(cython.int, 1)
-IDLE_AFTER_ALL = cython.declare(cython.int, 2)
+LOOK_AGAIN = cython.declare(cython.int, 2)
 CROWDED = cython.declare(cython.int, 3)
 REFUSED = cython.declare(cython.int, 4)
+
+# What became of a call that wants into a connection
+ENTERED = cython.declare(cython.int, 0)
+RELEASED = cython.declare(cython.int, 1)
+OCCUPIED = cython.declare(cython.int, 2)
 
 HOUSE = cython.declare(cython.Py_ssize_t, 1)
 """The holder of an entry that a pool thread has; never the address of a lease."""
@@ -116,7 +130,8 @@ class House(Protocol):
         """The first caller came: open the pool."""
 
     def wanted(self) -> None:
-        """A dial may be wanted (:meth:`Core.begin_dial` knows). Called often."""
+        """A dial may be wanted (:meth:`Core.begin_dial` knows). Called often,
+        also for a caller who has a connection: it should not raise."""
 
     def queueing(self) -> None:
         """The caller is about to wait; raises if it must not."""
@@ -139,12 +154,24 @@ class House(Protocol):
     def transaction(self, lease: Lease, **options: Any) -> Any:
         """A nested transaction on a held connection."""
 
-    def lost(self, entry: Entry) -> None:
-        """A lease was dropped without release; called from a finalizer."""
+    def lost(self, where: str) -> None:
+        """A lease, acquired at *where*, was dropped without release and its
+        connection taken back; called from a finalizer."""
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing: *kind* is ``timeout``,
         ``closed``, ``crowded`` or ``connect`` (*error* says why)."""
+
+
+def _place(code: Any, lasti: cython.int) -> str:
+    """``file:line`` of the instruction at offset *lasti*."""
+    if code is None:
+        return "?"
+    line = code.co_firstlineno
+    for start, end, number in code.co_lines():
+        if start <= lasti < end and number is not None:
+            line = number
+    return f"{code.co_filename}:{line}"
 
 
 @cython.final
@@ -166,21 +193,25 @@ class State:
 
     def enter(self, serial: cython.longlong = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
-        if not self.serial & 1 or (serial != 0 and serial != self.serial):
+        verdict: cython.int = self._enter(serial)
+        if verdict == RELEASED:
             raise ConnectionReleased("the connection was given back to the pool")
-        if not self._test_and_set():
+        if verdict == OCCUPIED:
             raise ConnectionBusy(
                 "another call is inside this connection: one thread at a time may use it"
             )
 
     @cython.cfunc
     @cython.inline
-    def _test_and_set(self) -> cython.bint:
+    def _enter(self, serial: cython.longlong) -> cython.int:
+        """Look and set BUSY in one step, as a release looks and ends the lease."""
         with cython.critical_section(self):
+            if not self.serial & 1 or (serial != 0 and serial != self.serial):
+                return RELEASED
             if self.flags & 1:
-                return False
+                return OCCUPIED
             self.flags |= 1
-        return True
+        return ENTERED
 
     def leave(self, flags: cython.int) -> None:
         """Replace all flags: the call is over."""
@@ -204,7 +235,7 @@ class Entry:
     state = cython.declare(State, visibility="readonly")
     fd = cython.declare(cython.int, visibility="readonly")
     status = cython.declare(cython.int, visibility="readonly")
-    # holder: see the module's "Ownership". Idle <=> holder == 0 and in the idle ring.
+    # holder: see the module's "Ownership".
     holder = cython.declare(cython.Py_ssize_t, visibility="readonly")
     generation = cython.declare(cython.longlong, visibility="readonly")
     uses = cython.declare(cython.longlong, visibility="readonly")
@@ -219,7 +250,7 @@ class Entry:
     lasti = cython.declare(cython.int, visibility="readonly")
     reason = cython.declare(str, visibility="readonly")
     host = cython.declare(object, visibility="public")
-    # Neighbours in the idle ring; stale while not idle.
+    # Neighbours in the idle ring; unset or stale while not idle.
     below = cython.declare(Entry)
     above = cython.declare(Entry)
 
@@ -228,7 +259,7 @@ class Entry:
         self.state = state
         self.fd = -1
         self.status = CONNECTING
-        self.holder = HOUSE
+        self.holder = 0
         self.generation = generation
         self.uses = 0
         self.born = born
@@ -240,18 +271,10 @@ class Entry:
         self.lasti = -1
         self.reason = ""
         self.host = None
-        self.below = self
-        self.above = self
 
     def site(self) -> str:
         """``file:line`` of the last acquire; resolved here, since it costs."""
-        if self.code is None:
-            return "?"
-        line = self.code.co_firstlineno
-        for start, end, number in self.code.co_lines():
-            if start <= self.lasti < end and number is not None:
-                line = number
-        return f"{self.code.co_filename}:{line}"
+        return _place(self.code, self.lasti)
 
     def __repr__(self) -> str:
         return f"<Entry {ENTRY_STATUS[self.status]} uses={self.uses} conn={self.conn!r}>"
@@ -259,8 +282,8 @@ class Entry:
 
 NO_ENTRY = cython.declare(Entry, Entry(State(), -1, 0.0))
 """Held by nobody, for ever: what a lease has before and after."""
-NO_ENTRY.holder = 0
 NO_ENTRY.status = CLOSED
+NO_ENTRY.below = NO_ENTRY.above = NO_ENTRY
 
 
 @cython.final
@@ -277,20 +300,20 @@ class Waiter:
     entry = cython.declare(Entry, visibility="readonly")
     error = cython.declare(object, visibility="readonly")
     wake = cython.declare(object)
-    # Neighbours in the queue ring; stale while not waiting.
+    # Neighbours in the queue ring, in the order of since; unset or stale while not waiting.
     before = cython.declare(Waiter)
     after = cython.declare(Waiter)
 
     def __init__(
         self,
-        token: cython.Py_ssize_t,
+        mine: cython.Py_ssize_t,
         thread: cython.ulong,
         code: Any,
         lasti: cython.int,
         since: cython.double,
         wake: Any,
     ) -> None:
-        self.token = token
+        self.token = mine
         self.thread = thread
         self.code = code
         self.lasti = lasti
@@ -299,11 +322,10 @@ class Waiter:
         self.entry = NO_ENTRY
         self.error = None
         self.wake = wake
-        self.before = self
-        self.after = self
 
 
-NO_WAITER = cython.declare(Waiter, Waiter(0, 0, None, -1, 0.0, None))
+NO_WAITER = cython.declare(Waiter, Waiter(0, 0, None, -1, -math.inf, None))
+NO_WAITER.before = NO_WAITER.after = NO_WAITER
 
 
 @cython.final
@@ -343,8 +365,11 @@ class Lease:
         raise TypeError("a Lease is made by a pool: use pool.connection() or pool.acquire()")
 
     def __enter__(self) -> Any:
-        if self._entry.holder != token(self):
+        if self._entry is NO_ENTRY:
             self._terms.core._checkout(self, self._terms.timeout, False)
+        else:
+            # A lease lives once: what was taken from it must not come alive again.
+            self._held()
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
@@ -407,11 +432,15 @@ class Lease:
             raise ValueError("the connection belongs to another pool")
         return entry
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self._entry.conn) if self._entry.holder == token(self) else Lease
 
     def __getattr__(self, name: str) -> Any:
+        if not cython.compiled:
+            unborn = _UNBORN.get(name)
+            if unborn is not None:
+                return unborn
         value = getattr(self._held().conn, name)
         if isinstance(value, MethodType):
             return _call(self, value)
@@ -468,7 +497,7 @@ class Call:
         return self._method
 
     @property
-    def __doc__(self) -> Any:
+    def __doc__(self) -> Any:  # type: ignore[override]
         return self._method.__doc__
 
     @property
@@ -496,10 +525,12 @@ def _call(lease: Lease, method: object) -> Call:
 
 
 if not cython.compiled:
+    # What a lease that was interrupted while it was made reads in its empty slots.
+    _UNBORN = {"_entry": NO_ENTRY, "_waiter": NO_WAITER}
     # A lease forwards attribute writes; these are its own slots.
-    _set_terms = Lease._terms.__set__  # type: ignore[attr-defined]
-    _set_entry = Lease._entry.__set__  # type: ignore[attr-defined]
-    _set_waiter = Lease._waiter.__set__  # type: ignore[attr-defined]
+    _set_terms = Lease._terms.__set__  # type: ignore[attr-defined, misc]
+    _set_entry = Lease._entry.__set__  # type: ignore[attr-defined, misc]
+    _set_waiter = Lease._waiter.__set__  # type: ignore[attr-defined, misc]
 
 
 @cython.cfunc
@@ -550,7 +581,7 @@ class Core:
     vets = cython.declare(cython.bint, visibility="readonly")
     settles = cython.declare(cython.bint, visibility="readonly")
     # Gauges.
-    entries = cython.declare(set, visibility="readonly")
+    entries = cython.declare(set[Entry], visibility="readonly")
     connecting = cython.declare(cython.longlong, visibility="readonly")
     held = cython.declare(cython.longlong, visibility="readonly")
     idle = cython.declare(cython.longlong, visibility="readonly")
@@ -567,7 +598,7 @@ class Core:
     timeouts = cython.declare(cython.longlong, visibility="readonly")
     cancelled = cython.declare(cython.longlong, visibility="readonly")
     crowded = cython.declare(cython.longlong, visibility="readonly")
-    histogram = cython.declare(list, visibility="readonly")
+    histogram = cython.declare(list[int], visibility="readonly")
     # Entries whose connections are to be closed, for the house to take.
     closing = cython.declare(object, visibility="readonly")
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -603,7 +634,10 @@ class Core:
         self.refusal = None
         self.refused_until = 0.0
         self._idle = Entry(NO_ENTRY.state, -1, 0.0)
-        self._queue = Waiter(0, 0, None, -1, 0.0, None)
+        self._idle.below = self._idle.above = self._idle
+        # Older than everybody, so that a search for one's place ends there.
+        self._queue = Waiter(0, 0, None, -1, -math.inf, None)
+        self._queue.before = self._queue.after = self._queue
 
     # -- settings and phases ---------------------------------------------------
 
@@ -627,14 +661,18 @@ class Core:
         *polls*: ask the socket at each checkout. *vets* / *settles*: ask the
         house at each checkout / return, not only when there is a reason to.
         """
+        if max_waiting < 0:
+            max_waiting = _UNLIMITED
+        if max_uses < 0:
+            max_uses = _UNLIMITED
         with cython.critical_section(self):
             self.timeout = timeout
             self.min_size = min_size
             self.max_size = max_size
             self.min_idle = min_idle
             self.max_idle = max_idle
-            self.max_waiting = max_waiting if max_waiting >= 0 else _UNLIMITED
-            self.max_uses = max_uses if max_uses >= 0 else _UNLIMITED
+            self.max_waiting = max_waiting
+            self.max_uses = max_uses
             self.check_after = check_after
             self.fifo = fifo
             self.polls = polls
@@ -652,78 +690,90 @@ class Core:
     def shut(self) -> bool:
         """Close for good: no one is served from now on, everyone who waits is
         told, idle connections are retired, others when they come back. False
-        when it was closed already."""
+        when it was closed already; what an interrupt had left is done then."""
+        first: cython.bint = self._shut()
+        while self._fail_first(None, True):
+            pass
+        self.retire_idle("closed")
+        return first
+
+    @cython.cfunc
+    def _shut(self) -> cython.bint:
         with cython.critical_section(self):
             if self.phase == CLOSING_DOWN:
                 return False
             self.phase = CLOSING_DOWN
             self.generation += 1
-        while self._fail_first(None, True):
-            pass
-        self.retire_idle("closed")
         return True
 
     def drain(self) -> None:
         """Make every connection old: idle ones are retired now, others when
         they come back, dials in flight when they end."""
+        self._age()
+        self.retire_idle("drained")
+
+    @cython.cfunc
+    def _age(self) -> None:
         with cython.critical_section(self):
             self.generation += 1
-        self.retire_idle("drained")
 
     # -- dialling --------------------------------------------------------------
 
     def deficit(self) -> int:
         """How many more dials are wanted now; 0 or less for none."""
-        with cython.critical_section(self):
-            return self._deficit()
+        return self._claim(NO_ENTRY)
+
+    def begin_dial(self) -> Entry | None:
+        """Take one slot for a dial, if one is wanted: nothing -> CONNECTING."""
+        entry: Entry = Entry(State(), -1, self.now())
+        return entry if self._claim(entry) > 0 else None
 
     @cython.cfunc
-    @cython.inline
-    @cython.exceptval(check=False)
-    def _deficit(self) -> cython.longlong:
+    def _claim(self, entry: Entry) -> cython.longlong:
+        """How many dials are wanted; if any, *entry* takes one slot (not NO_ENTRY)."""
         wanted: cython.longlong
         lacking: cython.longlong
-        if self.phase != OPEN:
-            return 0
-        wanted = self.waiting - self.connecting
-        if self.missed - self.connecting > wanted:
-            wanted = self.missed - self.connecting
-        lacking = self.min_size - (self.connecting + self.held + self.idle + self.leased)
-        if lacking > wanted:
-            wanted = lacking
-        lacking = self.min_idle - self.idle - self.connecting
-        if lacking > wanted:
-            wanted = lacking
-        if wanted > self.max_size - self.size:
-            wanted = self.max_size - self.size
+        with cython.critical_section(self):
+            if self.phase != OPEN:
+                return 0
+            wanted = self.waiting - self.connecting
+            if self.missed - self.connecting > wanted:
+                wanted = self.missed - self.connecting
+            lacking = self.min_size - (self.connecting + self.held + self.idle + self.leased)
+            if lacking > wanted:
+                wanted = lacking
+            lacking = self.min_idle - self.idle - self.connecting
+            if lacking > wanted:
+                wanted = lacking
+            if wanted > self.max_size - self.size:
+                wanted = self.max_size - self.size
+            if wanted > 0 and entry is not NO_ENTRY:
+                entry.generation = self.generation
+                self.connecting += 1
+                self.size += 1
+                self.entries.add(entry)
         return wanted
 
     def ask(self) -> None:
         """Want one more dial than the numbers ask for."""
         self.missed = 1
 
-    def begin_dial(self) -> Entry | None:
-        """Take one slot for a dial, if one is wanted: nothing -> CONNECTING."""
-        entry: Entry = Entry(State(), self.generation, self.now())
+    def adopt(self, entry: Entry, conn: Any, fd: cython.int) -> bool:
+        """A dial ended well: CONNECTING -> HELD. The dialler puts it next.
+        False when that dial has ended before."""
+        _replaced: object  # not dropped inside: an error drags frames behind it
         with cython.critical_section(self):
-            if self._deficit() <= 0:
-                return None
-            entry.generation = self.generation
-            self.connecting += 1
-            self.size += 1
-            self.entries.add(entry)
-        return entry
-
-    def adopt(self, entry: Entry, conn: Any, fd: cython.int) -> None:
-        """A dial ended well: CONNECTING -> HELD. The dialler puts it next."""
-        with cython.critical_section(self):
+            if entry.status != CONNECTING:
+                return False
             self.connecting -= 1
             self.held += 1
             self.missed = 0
-            self.refusal = None
+            _replaced, self.refusal = self.refusal, None
             entry.conn = conn
             entry.fd = fd
             entry.status = HELD
+            entry.holder = HOUSE
+        return True
 
     def limit_age(self, entry: Entry, expires: cython.double) -> None:
         """Do not hand the connection out from the time *expires* on."""
@@ -732,24 +782,32 @@ class Core:
             if expires < entry.due:
                 entry.due = expires
 
-    def forget(self, entry: Entry) -> None:
-        """A dial failed: CONNECTING -> CLOSED, its slot is free."""
+    def forget(self, entry: Entry) -> bool:
+        """A dial failed: CONNECTING -> CLOSED, its slot is free. False when
+        that dial has ended before."""
         with cython.critical_section(self):
+            if entry.status != CONNECTING:
+                return False
             self.connecting -= 1
             self.size -= 1
             self.missed = 0
             entry.status = CLOSED
-            entry.holder = 0
             self.entries.discard(entry)
+        return True
 
     def refuse(self, error: Any, until: cython.double) -> None:
         """Waiting is in vain: while nothing is established, fail everyone who
         waits and, up to the time *until*, everyone who comes, because of *error*."""
-        with cython.critical_section(self):
-            self.refusal = error
-            self.refused_until = until
+        self._refuse(error, until)
         while self._fail_first(error, False):
             pass
+
+    @cython.cfunc
+    def _refuse(self, error: object, until: cython.double) -> None:
+        _replaced: object
+        with cython.critical_section(self):
+            _replaced, self.refusal = self.refusal, error
+            self.refused_until = until
 
     # -- the hot path ----------------------------------------------------------
 
@@ -766,20 +824,25 @@ class Core:
     def _checkout(self, lease: Lease, timeout: cython.double, tries: cython.bint) -> cython.bint:
         """Give *lease* a connection. False only when it *tries* and there is none."""
         lasti: cython.int = -1
+        since: cython.double = -1.0
         now: cython.double = coarse() if self.clock is None else self.clock()
         thread: cython.ulong = ident()
         if cython.compiled:
             code = site(_skip, cython.address(lasti))
         else:
             frame = site(_skip, 3)
-            code = frame.f_code
-            lasti = frame.f_lasti
+            code = None
+            if frame is not None:
+                code = frame.f_code
+                lasti = frame.f_lasti
         while self._take(lease, now, thread, code, lasti):
             if self._fits(lease, now):
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
-        return self._queue_up(lease, timeout, tries, thread, code, lasti)
+            # Looking at dead ones takes time; whoever came meanwhile stands behind.
+            since = now
+        return self._queue_up(lease, timeout, tries, since, thread, code, lasti)
 
     @cython.cfunc
     @cython.inline
@@ -794,7 +857,8 @@ class Core:
     ) -> cython.bint:
         """The newest idle entry goes to *lease*: IDLE -> LEASED."""
         entry: Entry
-        replaced: object
+        _replaced: object
+        mine: cython.Py_ssize_t = token(lease)
         with cython.critical_section(self):
             while True:
                 entry = self._idle.below
@@ -810,13 +874,13 @@ class Core:
             entry.below.above = entry.above
             entry.above.below = entry.below
             entry.status = LEASED
-            entry.holder = token(lease)
+            entry.holder = mine
             entry.state.serial = (entry.state.serial | 1) + 2
             entry.uses += 1
             entry.since = now
             entry.thread = thread
             # The old code object may be the last of its kind: not dropped in here.
-            replaced, entry.code = entry.code, code
+            _replaced, entry.code = entry.code, code
             entry.lasti = lasti
             self.idle -= 1
             self.leased += 1
@@ -890,9 +954,7 @@ class Core:
 
     @cython.cfunc
     @cython.inline
-    def _put(
-        self, entry: Entry, holder: cython.Py_ssize_t, now: cython.double
-    ) -> cython.int:
+    def _put(self, entry: Entry, holder: cython.Py_ssize_t, now: cython.double) -> cython.int:
         """LEASED or HELD by *holder* -> LEASED by the first who waits, or IDLE;
         or stays, HELD, with the reason why it cannot be put.
 
@@ -900,13 +962,20 @@ class Core:
         release, or its finalizer, goes on with it.
         """
         waiter: Waiter
-        replaced: object
+        _replaced: object
         verdict: cython.int
-        returned: cython.bint
+        returned: cython.int
+        due: cython.double
+        since: cython.double
         with cython.critical_section(self):
             if entry.holder != holder:
                 return NOT_YOURS
-            returned = entry.status == LEASED
+            # 1 when it comes from a lease, 0 when from a pool thread.
+            returned = 1 if entry.status == LEASED else 0
+            due = now + self.check_after
+            if entry.expires < due:
+                due = entry.expires
+            since = now if returned else entry.since
             if entry.state.flags != 0 or (self.settles and returned):
                 verdict = UNSETTLED
             elif entry.generation != self.generation:
@@ -915,26 +984,23 @@ class Core:
                 verdict = EXPIRED
             elif entry.uses >= self.max_uses:
                 verdict = WORN
-            elif self.size > self.max_size:
+            elif self.connecting + self.held + self.idle + self.leased > self.max_size:
                 verdict = SURPLUS
             elif self._queue.after is not self._queue:
                 waiter = self._queue.after
                 waiter.after.before = waiter.before
                 waiter.before.after = waiter.after
                 self.waiting -= 1
-                if not returned:
-                    entry.status = LEASED
-                    self.held -= 1
-                    self.leased += 1
+                self.held -= 1 - returned
+                self.leased += 1 - returned
+                entry.status = LEASED
                 entry.holder = waiter.token
                 entry.state.serial = (entry.state.serial | 1) + 2
                 entry.uses += 1
                 entry.since = now
-                entry.due = now + self.check_after
-                if entry.expires < entry.due:
-                    entry.due = entry.expires
+                entry.due = due
                 entry.thread = waiter.thread
-                replaced, entry.code = entry.code, waiter.code
+                _replaced, entry.code = entry.code, waiter.code
                 entry.lasti = waiter.lasti
                 self.acquires += 1
                 waiter.entry = entry
@@ -954,18 +1020,14 @@ class Core:
                     entry.below = self._idle.below
                     entry.below.above = entry
                     self._idle.below = entry
-                if returned:
-                    self.leased -= 1
-                    entry.since = now
-                else:
-                    self.held -= 1
+                self.leased -= returned
+                self.held -= 1 - returned
                 self.idle += 1
                 entry.status = IDLE
                 entry.holder = 0
                 entry.state.serial = (entry.state.serial | 1) + 1
-                entry.due = now + self.check_after
-                if entry.expires < entry.due:
-                    entry.due = entry.expires
+                entry.since = since
+                entry.due = due
                 return KEPT
             if returned:
                 self.leased -= 1
@@ -983,49 +1045,45 @@ class Core:
         lease: Lease,
         timeout: cython.double,
         tries: cython.bint,
+        since: cython.double,
         thread: cython.ulong,
         code: object,
         lasti: cython.int,
     ) -> cython.bint:
-        """Wait in line until a connection is given, or *timeout* seconds."""
+        """Wait in line until a connection is given, or *timeout* seconds. The
+        caller has been here since *since*, or, negative, has just come."""
         waiter: Waiter
         verdict: cython.int
-        again: cython.bint = False
-        started: cython.double = self.now()
+        again: cython.bint = since >= 0
         if timeout < 0:
             timeout = self.timeout
+        if not again:
+            since = self.now()
         while True:
+            self.house.queueing()
             lock = _thread.allocate_lock()
             lock.acquire()
-            waiter = Waiter(token(lease), thread, code, lasti, started, lock.release)
-            if cython.compiled:
-                lease._waiter = waiter
-            else:
-                _set_waiter(lease, waiter)
-            self.house.queueing()
-            verdict = self._join(waiter, again, timeout <= 0, started)
-            if verdict == JOINED:
-                self._wait(lease, waiter, lock, timeout)
-                if waiter.status == ASSIGNED:
-                    if self._fits(lease, self._coarse()):
-                        return True
-                    again = True  # and first in line: nobody has waited longer
-                elif waiter.status == FAILED and waiter.error is not None:
-                    raise self.house.refusal("connect", timeout, 0.0, waiter.error)
-                elif waiter.status == FAILED:
-                    raise self.house.refusal("closed", timeout, 0.0, None)
-                else:
-                    raise self.house.refusal("timeout", timeout, self.now() - started, None)
-            elif verdict == IDLE_AFTER_ALL:
+            waiter = Waiter(token(lease), thread, code, lasti, since, lock.release)
+            verdict = self._wait(lease, waiter, lock, timeout, again)
+            if waiter.status == ASSIGNED:
+                if self._fits(lease, self._coarse()):
+                    return True
+                again = True
+            elif verdict == JOINED and waiter.status == AWAY:
+                raise self.house.refusal("timeout", timeout, self.now() - since, None)
+            elif verdict == REFUSED or waiter.error is not None:
+                raise self.house.refusal("connect", timeout, 0.0, waiter.error)
+            elif verdict == JOINED:
+                raise self.house.refusal("closed", timeout, 0.0, None)
+            elif verdict == LOOK_AGAIN:
                 if self._take(lease, self._coarse(), thread, code, lasti):
                     if self._fits(lease, self._coarse()):
                         return True
+                    again = True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
                     raise self.house.refusal("closed", timeout, 0.0, None)
                 self.house.open()
-            elif verdict == REFUSED:
-                raise self.house.refusal("connect", timeout, 0.0, self.refusal)
             elif timeout > 0:
                 raise self.house.refusal("crowded", timeout, 0.0, None)
             else:
@@ -1034,20 +1092,68 @@ class Core:
                     return False
                 raise self.house.refusal("timeout", 0.0, 0.0, None)
 
-    def _join(
-        self, waiter: Waiter, again: cython.bint, tries: cython.bint, now: cython.double
+    @cython.cfunc
+    def _wait(
+        self,
+        lease: Lease,
+        waiter: Waiter,
+        lock: Any,
+        timeout: cython.double,
+        again: cython.bint,
     ) -> cython.int:
-        """AWAY -> WAITING, at the end of the queue, or *again* at its head."""
+        """Join, wait, leave; how it ended is in *waiter*, if it could join."""
+        verdict: cython.int = LOOK_AGAIN
+        interrupted = True
+        if cython.compiled:
+            lease._waiter = waiter
+        else:
+            _set_waiter(lease, waiter)
+        try:
+            verdict = self._join(waiter, self._coarse(), timeout <= 0, again)
+            if verdict == JOINED:
+                if self.deficit() > 0:
+                    self.house.wanted()
+                left = waiter.since + timeout - self.now()
+                if left > 0:
+                    lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
+            interrupted = False
+        finally:
+            if waiter.status != AWAY:
+                elapsed = self.now() - waiter.since
+                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+                self._leave(waiter, elapsed, bucket, interrupted)
+            if cython.compiled:
+                lease._entry = waiter.entry
+                lease._waiter = NO_WAITER
+            else:
+                _set_entry(lease, waiter.entry)
+                _set_waiter(lease, NO_WAITER)
+            # Out of the ring; each would keep the next in line alive, and that the next.
+            waiter.before = waiter.after = NO_WAITER
+            if interrupted:
+                self._give_back(lease)
+        return verdict
+
+    def _join(
+        self, waiter: Waiter, now: cython.double, tries: cython.bint, again: cython.bint
+    ) -> cython.int:
+        """AWAY -> WAITING, behind all who came before: at the end of the queue,
+        or further up when the connection that was found proved unfit (*again*)."""
+        place: Waiter
         with cython.critical_section(self):
+            place = self._queue.before
+            while place.since > waiter.since:
+                place = place.before
             if self.phase != OPEN:
                 return NOT_OPEN
             if self._idle.below is not self._idle:
-                return IDLE_AFTER_ALL
+                return LOOK_AGAIN
             if (
                 self.refusal is not None
                 and now < self.refused_until
                 and self.held + self.idle + self.leased == 0
             ):
+                waiter.error = self.refusal
                 return REFUSED
             if tries:
                 self.timeouts += 1
@@ -1056,42 +1162,17 @@ class Core:
             if self.waiting >= self.max_waiting and not again:
                 self.crowded += 1
                 return CROWDED
-            if again:
-                waiter.before = self._queue
-                waiter.after = self._queue.after
-                waiter.after.before = waiter
-                self._queue.after = waiter
-            else:
-                waiter.after = self._queue
-                waiter.before = self._queue.before
-                waiter.before.after = waiter
-                self._queue.before = waiter
+            if place is not self._queue and place.status != WAITING:
+                return LOOK_AGAIN
+            if place.after is not self._queue and place.after.since <= waiter.since:
+                return LOOK_AGAIN
+            waiter.before = place
+            waiter.after = place.after
+            waiter.after.before = waiter
+            place.after = waiter
             waiter.status = WAITING
             self.waiting += 1
         return JOINED
-
-    @cython.cfunc
-    def _wait(self, lease: Lease, waiter: Waiter, lock: object, timeout: cython.double) -> None:
-        interrupted = True
-        try:
-            if self.deficit() > 0:
-                self.house.wanted()
-            left = waiter.since + timeout - self.now()
-            if left > 0:
-                lock.acquire(True, min(left, TIMEOUT_MAX))
-            interrupted = False
-        finally:
-            elapsed = self.now() - waiter.since
-            bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
-            self._leave(waiter, elapsed, bucket, interrupted)
-            if cython.compiled:
-                lease._entry = waiter.entry
-                lease._waiter = NO_WAITER
-            else:
-                _set_entry(lease, waiter.entry)
-                _set_waiter(lease, NO_WAITER)
-            if interrupted:
-                self._give_back(lease)
 
     def _leave(
         self,
@@ -1153,35 +1234,46 @@ class Core:
     def put_below(self, entry: Entry) -> None:
         """HELD by the house -> idle again, under all others: where a connection
         that was only looked after came from. It was found alive just now."""
-        now: cython.double = self._coarse()
+        if not self._put_below(entry, self._coarse()):
+            self.put(entry)
+
+    @cython.cfunc
+    def _put_below(self, entry: Entry, now: cython.double) -> cython.bint:
+        due: cython.double
         with cython.critical_section(self):
             if (
-                entry.holder == HOUSE
-                and entry.status == HELD
-                and entry.state.flags == 0
-                and entry.generation == self.generation
-                and self._queue.after is self._queue
+                entry.holder != HOUSE
+                or entry.state.flags != 0
+                or entry.generation != self.generation
+                or self.connecting + self.held + self.idle + self.leased > self.max_size
+                or self._queue.after is not self._queue
             ):
-                entry.below = self._idle
-                entry.above = self._idle.above
-                entry.above.below = entry
-                self._idle.above = entry
-                entry.status = IDLE
-                entry.holder = 0
-                entry.due = now + self.check_after
-                if entry.expires < entry.due:
-                    entry.due = entry.expires
-                self.held -= 1
-                self.idle += 1
-                return
-        self.put(entry)
+                return False
+            due = now + self.check_after
+            if entry.expires < due:
+                due = entry.expires
+            entry.below = self._idle
+            entry.above = self._idle.above
+            entry.above.below = entry
+            self._idle.above = entry
+            entry.status = IDLE
+            entry.holder = 0
+            entry.due = due
+            self.held -= 1
+            self.idle += 1
+        return True
 
     def retire(self, entry: Entry, holder: cython.Py_ssize_t, reason: str) -> bool:
         """IDLE (*holder* 0), LEASED or HELD -> CLOSING. The slot stays taken
         until :meth:`bury`. False when *holder* does not have it any more."""
-        if not self._retire(entry, holder, reason):
-            return False
-        self.house.disposed()
+        try:
+            if not self._retire(entry, holder, reason):
+                return False
+            self.house.disposed()
+        except BaseException:
+            # An interrupt, perhaps just after the step: what is not told is not closed.
+            self.house.disposed()
+            raise
         return True
 
     @cython.cfunc
@@ -1232,34 +1324,45 @@ class Core:
 
     def bury(self, entry: Entry) -> None:
         """CLOSING -> CLOSED: the server has closed its side, the slot is free."""
+        if self._bury(entry):
+            # Whoever still knows the entry keeps neither its neighbours nor its connection.
+            entry.below = entry.above = NO_ENTRY
+            entry.conn = None
+
+    @cython.cfunc
+    def _bury(self, entry: Entry) -> cython.bint:
         with cython.critical_section(self):
             if entry.status != CLOSING:
-                return
+                return False
             self.size -= 1
             entry.status = CLOSED
             self.entries.discard(entry)
+        return True
 
-    def _lost(self, entry: Entry, waiter: Waiter, token: cython.Py_ssize_t) -> None:
+    def _lost(self, entry: Entry, waiter: Waiter, mine: cython.Py_ssize_t) -> None:
         """A lease died that held, or awaited, a connection. Runs in a finalizer:
         does no I/O, and is safe inside any other operation of its thread."""
         verdict: cython.int
-        if waiter is not NO_WAITER:
+        if waiter.status != AWAY:
             # Interrupted between joining the queue and leaving it.
             self._leave(waiter, 0.0, 0, True)
-            entry = waiter.entry if waiter.entry is not NO_ENTRY else entry
-        if entry.holder == token:
-            verdict = self._put(entry, token, self._coarse())
+        if waiter.entry is not NO_ENTRY:
+            entry = waiter.entry
+        if entry.holder == mine:
+            # Whose it was is forgotten when somebody else has it.
+            code, lasti = entry.code, entry.lasti
+            verdict = self._put(entry, mine, self._coarse())
             if verdict >= UNSETTLED:
-                self.retire(entry, -token, "lost")
-            self.house.lost(entry)
-        elif entry.holder == -token:
-            self.retire(entry, -token, "lost")
+                self.retire(entry, -mine, "lost")
+            self.house.lost(_place(code, lasti))
+        elif entry.holder == -mine:
+            self.retire(entry, -mine, "lost")
 
     # -- what is known ---------------------------------------------------------
 
     def idle_entries(self) -> list[Entry]:
         """The idle entries, next to be served first. A moment's picture."""
-        found = []
+        found: list[Entry] = []
         entry: Entry = self._idle.below
         while entry is not self._idle and len(found) <= self.size:
             found.append(entry)
@@ -1268,7 +1371,7 @@ class Core:
 
     def waiters(self) -> list[Waiter]:
         """Who waits, first in line first. A moment's picture."""
-        found = []
+        found: list[Waiter] = []
         waiter: Waiter = self._queue.after
         while waiter is not self._queue and len(found) <= self.waiting:
             found.append(waiter)

@@ -74,43 +74,24 @@ static inline void fp_nap(void) {
  * Python code that called us; frames whose globals are *skip* are passed over.
  * The layouts are those of released interpreters and will not change; anything
  * newer pays for a frame object. */
-#if PY_VERSION_HEX >= 0x030b0000 && PY_VERSION_HEX < 0x030e0000 && !defined(PYPY_VERSION)
-#define FP_INTERPRETER_FRAME 1
+#if defined(PYPY_VERSION) || PY_VERSION_HEX >= 0x030e0000
+#define FP_FRAME_OBJECT 1
+#elif PY_VERSION_HEX >= 0x030b0000
 #ifndef Py_BUILD_CORE
 #define Py_BUILD_CORE 1
 #endif
 #include "internal/pycore_frame.h"
+#else
+#include <frameobject.h>
 #endif
 
 static inline PyObject *fp_site(PyObject *skip, int *lasti) {
-#ifdef FP_INTERPRETER_FRAME
-    PyThreadState *tstate = PyThreadState_GET();
-#if PY_VERSION_HEX >= 0x030d0000
-    struct _PyInterpreterFrame *frame = tstate->current_frame;
-#else
-    struct _PyInterpreterFrame *frame = tstate->cframe->current_frame;
-#endif
-    while (frame != NULL && frame->f_globals == skip)
-        frame = frame->previous;
-    if (frame != NULL) {
-#if PY_VERSION_HEX >= 0x030c0000
-        PyObject *code = PyUnstable_InterpreterFrame_GetCode(frame);
-        if (PyCode_Check(code)) {
-            *lasti = PyUnstable_InterpreterFrame_GetLasti(frame);
-            return code;
-        }
-        Py_DECREF(code);
-#else
-        *lasti = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
-        return Py_NewRef((PyObject *)frame->f_code);
-#endif
-    }
-#else
+#ifdef FP_FRAME_OBJECT
     PyFrameObject *frame = PyEval_GetFrame();
     Py_XINCREF(frame);
     while (frame != NULL) {
-        PyObject *globals = PyObject_GetAttrString((PyObject *)frame, "f_globals");
-        Py_XDECREF(globals);
+        PyObject *globals = PyFrame_GetGlobals(frame);
+        Py_DECREF(globals);
         if (globals != skip)
             break;
         PyFrameObject *back = PyFrame_GetBack(frame);
@@ -118,15 +99,42 @@ static inline PyObject *fp_site(PyObject *skip, int *lasti) {
         frame = back;
     }
     if (frame != NULL) {
-        PyObject *offset = PyObject_GetAttrString((PyObject *)frame, "f_lasti");
-        *lasti = offset == NULL ? -1 : (int)PyLong_AsLong(offset);
-        Py_XDECREF(offset);
-        PyErr_Clear();
         PyObject *code = (PyObject *)PyFrame_GetCode(frame);
+        *lasti = PyFrame_GetLasti(frame);
         Py_DECREF(frame);
         return code;
     }
-    PyErr_Clear();
+#elif PY_VERSION_HEX >= 0x030b0000
+    PyThreadState *tstate = PyThreadState_GET();
+#if PY_VERSION_HEX >= 0x030d0000
+    struct _PyInterpreterFrame *frame = tstate->current_frame;
+#else
+    struct _PyInterpreterFrame *frame = tstate->cframe->current_frame;
+#endif
+#if PY_VERSION_HEX >= 0x030c0000
+    /* Where C called Python lies a frame of the interpreter's own, without globals. */
+    while (frame != NULL && (frame->owner == FRAME_OWNED_BY_CSTACK || frame->f_globals == skip))
+        frame = frame->previous;
+    if (frame != NULL) {
+        *lasti = PyUnstable_InterpreterFrame_GetLasti(frame);
+        return PyUnstable_InterpreterFrame_GetCode(frame);
+    }
+#else
+    while (frame != NULL && frame->f_globals == skip)
+        frame = frame->previous;
+    if (frame != NULL) {
+        *lasti = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
+        return Py_NewRef((PyObject *)frame->f_code);
+    }
+#endif
+#else
+    PyFrameObject *frame = PyThreadState_GET()->frame;
+    while (frame != NULL && frame->f_globals == skip)
+        frame = frame->f_back;
+    if (frame != NULL) {
+        *lasti = frame->f_lasti * (int)sizeof(_Py_CODEUNIT);
+        return Py_NewRef((PyObject *)frame->f_code);
+    }
 #endif
     *lasti = -1;
     return Py_NewRef(Py_None);

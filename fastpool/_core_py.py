@@ -19,10 +19,13 @@ the state in one step. So a connection is never given to somebody who has gone.
 
 **Sections.** Whatever changes those states is a *section*: a method that is one
 atomic step. It makes no call, no loop, no allocation that the garbage collector
-tracks, and drops no reference that could be the last. On a GIL build nothing can
-interrupt it, compiled or interpreted, so it needs no lock; elsewhere it has one.
-The only call in a section is its last act, waking a waiter; the one exception,
-binding a lease in :meth:`Core._take`, comes before the step and is checked by it.
+tracks, and drops no reference that could be the last; whatever it must decide, it
+decides before it changes anything but a counter. On a GIL build nothing can interrupt
+it, compiled or interpreted, so it needs no lock; elsewhere (and interpreted by 3.10)
+it has one.
+The only call in a section is its last act, waking a waiter. What :meth:`Core._take`
+and :meth:`Core._join` must do first, bind a lease and find a place in the queue,
+they do before the step, and check in it that nothing has changed since.
 
 **Ownership.** ``Entry.holder`` is the one truth about who has a connection: the
 token of a lease (its address), minus that token while the lease's release is
@@ -37,18 +40,14 @@ generated from ``_core.pyx`` by ``tools/unpyx.py``.
 
 from __future__ import annotations
 
-import math
-from _thread import TIMEOUT_MAX
 import _thread
+import math
 from collections import deque
 from types import MethodType
 from typing import Any, Protocol
 
-
-from fastpool.drivers.base import BUSY
-from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
-
 from fastpool._runtime import Mutexed, coarse, ident, monotonic, nap, poll, section, site, token
+from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -87,9 +86,14 @@ REASONS = ("", "", "", "broken", "drained", "max_lifetime", "max_uses", "max_idl
 # What became of a caller that wants to wait
 JOINED = 0
 NOT_OPEN = 1
-IDLE_AFTER_ALL = 2
+LOOK_AGAIN = 2
 CROWDED = 3
 REFUSED = 4
+
+# What became of a call that wants into a connection
+ENTERED = 0
+RELEASED = 1
+OCCUPIED = 2
 
 HOUSE = 1
 """The holder of an entry that a pool thread has; never the address of a lease."""
@@ -113,7 +117,8 @@ class House(Protocol):
         """The first caller came: open the pool."""
 
     def wanted(self) -> None:
-        """A dial may be wanted (:meth:`Core.begin_dial` knows). Called often."""
+        """A dial may be wanted (:meth:`Core.begin_dial` knows). Called often,
+        also for a caller who has a connection: it should not raise."""
 
     def queueing(self) -> None:
         """The caller is about to wait; raises if it must not."""
@@ -136,12 +141,24 @@ class House(Protocol):
     def transaction(self, lease: Lease, **options: Any) -> Any:
         """A nested transaction on a held connection."""
 
-    def lost(self, entry: Entry) -> None:
-        """A lease was dropped without release; called from a finalizer."""
+    def lost(self, where: str) -> None:
+        """A lease, acquired at *where*, was dropped without release and its
+        connection taken back; called from a finalizer."""
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing: *kind* is ``timeout``,
         ``closed``, ``crowded`` or ``connect`` (*error* says why)."""
+
+
+def _place(code: Any, lasti: int) -> str:
+    """``file:line`` of the instruction at offset *lasti*."""
+    if code is None:
+        return "?"
+    line = code.co_firstlineno
+    for start, end, number in code.co_lines():
+        if start <= lasti < end and number is not None:
+            line = number
+    return f"{code.co_filename}:{line}"
 
 
 class State(Mutexed):
@@ -165,19 +182,23 @@ class State(Mutexed):
 
     def enter(self, serial: int = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
-        if not self.serial & 1 or (serial != 0 and serial != self.serial):
+        verdict: int = self._enter(serial)
+        if verdict == RELEASED:
             raise ConnectionReleased("the connection was given back to the pool")
-        if not self._test_and_set():
+        if verdict == OCCUPIED:
             raise ConnectionBusy(
                 "another call is inside this connection: one thread at a time may use it"
             )
 
     @section
-    def _test_and_set(self) -> bool:
+    def _enter(self, serial: int) -> int:
+        """Look and set BUSY in one step, as a release looks and ends the lease."""
+        if not self.serial & 1 or (serial != 0 and serial != self.serial):
+            return RELEASED
         if self.flags & 1:
-            return False
+            return OCCUPIED
         self.flags |= 1
-        return True
+        return ENTERED
 
     def leave(self, flags: int) -> None:
         """Replace all flags: the call is over."""
@@ -196,30 +217,30 @@ class Entry:
     """One connection and what the pool knows of it. Only sections write it."""
 
     __slots__ = (
-        "conn",
-        "state",
-        "fd",
-        "status",
-        "holder",
-        "generation",
-        "uses",
+        "above",
+        "below",
         "born",
-        "expires",
-        "since",
-        "due",
-        "thread",
         "code",
+        "conn",
+        "due",
+        "expires",
+        "fd",
+        "generation",
+        "holder",
+        "host",
         "lasti",
         "reason",
-        "host",
-        "below",
-        "above",
+        "since",
+        "state",
+        "status",
+        "thread",
+        "uses",
     )
     conn: Any
     state: State
     fd: int
     status: int
-    # holder: see the module's "Ownership". Idle <=> holder == 0 and in the idle ring.
+    # holder: see the module's "Ownership".
     holder: int
     generation: int
     uses: int
@@ -234,7 +255,7 @@ class Entry:
     lasti: int
     reason: str
     host: Any
-    # Neighbours in the idle ring; stale while not idle.
+    # Neighbours in the idle ring; unset or stale while not idle.
     below: Entry
     above: Entry
 
@@ -243,7 +264,7 @@ class Entry:
         self.state = state
         self.fd = -1
         self.status = CONNECTING
-        self.holder = HOUSE
+        self.holder = 0
         self.generation = generation
         self.uses = 0
         self.born = born
@@ -255,18 +276,10 @@ class Entry:
         self.lasti = -1
         self.reason = ""
         self.host = None
-        self.below = self
-        self.above = self
 
     def site(self) -> str:
         """``file:line`` of the last acquire; resolved here, since it costs."""
-        if self.code is None:
-            return "?"
-        line = self.code.co_firstlineno
-        for start, end, number in self.code.co_lines():
-            if start <= self.lasti < end and number is not None:
-                line = number
-        return f"{self.code.co_filename}:{line}"
+        return _place(self.code, self.lasti)
 
     def __repr__(self) -> str:
         return f"<Entry {ENTRY_STATUS[self.status]} uses={self.uses} conn={self.conn!r}>"
@@ -274,25 +287,25 @@ class Entry:
 
 NO_ENTRY = Entry(State(), -1, 0.0)
 """Held by nobody, for ever: what a lease has before and after."""
-NO_ENTRY.holder = 0
 NO_ENTRY.status = CLOSED
+NO_ENTRY.below = NO_ENTRY.above = NO_ENTRY
 
 
 class Waiter:
     """One caller in the queue. *wake* is called once, when its turn has come."""
 
     __slots__ = (
-        "token",
-        "thread",
+        "after",
+        "before",
         "code",
+        "entry",
+        "error",
         "lasti",
         "since",
         "status",
-        "entry",
-        "error",
+        "thread",
+        "token",
         "wake",
-        "before",
-        "after",
     )
     token: int
     thread: int
@@ -303,20 +316,20 @@ class Waiter:
     entry: Entry
     error: Any
     wake: Any
-    # Neighbours in the queue ring; stale while not waiting.
+    # Neighbours in the queue ring, in the order of since; unset or stale while not waiting.
     before: Waiter
     after: Waiter
 
     def __init__(
         self,
-        token: int,
+        mine: int,
         thread: int,
         code: Any,
         lasti: int,
         since: float,
         wake: Any,
     ) -> None:
-        self.token = token
+        self.token = mine
         self.thread = thread
         self.code = code
         self.lasti = lasti
@@ -325,20 +338,19 @@ class Waiter:
         self.entry = NO_ENTRY
         self.error = None
         self.wake = wake
-        self.before = self
-        self.after = self
 
 
-NO_WAITER = Waiter(0, 0, None, -1, 0.0, None)
+NO_WAITER = Waiter(0, 0, None, -1, -math.inf, None)
+NO_WAITER.before = NO_WAITER.after = NO_WAITER
 
 
 class Terms:
     """On what terms a lease is taken; shared by all leases taken alike."""
 
     __slots__ = (
+        "commits",
         "core",
         "timeout",
-        "commits",
     )
     core: Core
     # timeout: seconds to wait at most; negative = the pool's own.
@@ -361,8 +373,8 @@ class Lease:
     """
 
     __slots__ = (
-        "_terms",
         "_entry",
+        "_terms",
         "_waiter",
     )
     _terms: Terms
@@ -373,8 +385,11 @@ class Lease:
         raise TypeError("a Lease is made by a pool: use pool.connection() or pool.acquire()")
 
     def __enter__(self) -> Any:
-        if self._entry.holder != token(self):
+        if self._entry is NO_ENTRY:
             self._terms.core._checkout(self, self._terms.timeout, False)
+        else:
+            # A lease lives once: what was taken from it must not come alive again.
+            self._held()
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
@@ -435,11 +450,14 @@ class Lease:
             raise ValueError("the connection belongs to another pool")
         return entry
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:
         return type(self._entry.conn) if self._entry.holder == token(self) else Lease
 
     def __getattr__(self, name: str) -> Any:
+        unborn = _UNBORN.get(name)
+        if unborn is not None:
+            return unborn
         value = getattr(self._held().conn, name)
         if isinstance(value, MethodType):
             return _call(self, value)
@@ -498,7 +516,7 @@ class Call:
         return self._method
 
     @property
-    def __doc__(self) -> Any:
+    def __doc__(self) -> Any:  # type: ignore[override]
         return self._method.__doc__
 
     @property
@@ -517,10 +535,12 @@ def _call(lease: Lease, method: object) -> Call:
     return Call(lease, method)
 
 
+# What a lease that was interrupted while it was made reads in its empty slots.
+_UNBORN = {"_entry": NO_ENTRY, "_waiter": NO_WAITER}
 # A lease forwards attribute writes; these are its own slots.
-_set_terms = Lease._terms.__set__  # type: ignore[attr-defined]
-_set_entry = Lease._entry.__set__  # type: ignore[attr-defined]
-_set_waiter = Lease._waiter.__set__  # type: ignore[attr-defined]
+_set_terms = Lease._terms.__set__  # type: ignore[attr-defined, misc]
+_set_entry = Lease._entry.__set__  # type: ignore[attr-defined, misc]
+_set_waiter = Lease._waiter.__set__  # type: ignore[attr-defined, misc]
 
 
 def _lease(terms: Terms) -> Lease:
@@ -545,43 +565,43 @@ class Core(Mutexed):
     """
 
     __slots__ = (
-        "house",
-        "clock",
-        "phase",
-        "generation",
-        "timeout",
-        "min_size",
-        "max_size",
-        "min_idle",
-        "max_idle",
-        "max_waiting",
-        "max_uses",
-        "check_after",
-        "fifo",
-        "polls",
-        "vets",
-        "settles",
-        "entries",
-        "connecting",
-        "held",
-        "idle",
-        "leased",
-        "size",
-        "waiting",
-        "missed",
-        "acquires",
-        "waits",
-        "wait_time",
-        "served_time",
-        "timeouts",
-        "cancelled",
-        "crowded",
-        "histogram",
-        "closing",
-        "refusal",
-        "refused_until",
         "_idle",
         "_queue",
+        "acquires",
+        "cancelled",
+        "check_after",
+        "clock",
+        "closing",
+        "connecting",
+        "crowded",
+        "entries",
+        "fifo",
+        "generation",
+        "held",
+        "histogram",
+        "house",
+        "idle",
+        "leased",
+        "max_idle",
+        "max_size",
+        "max_uses",
+        "max_waiting",
+        "min_idle",
+        "min_size",
+        "missed",
+        "phase",
+        "polls",
+        "refusal",
+        "refused_until",
+        "served_time",
+        "settles",
+        "size",
+        "timeout",
+        "timeouts",
+        "vets",
+        "wait_time",
+        "waiting",
+        "waits",
     )
     house: Any
     clock: Any
@@ -601,7 +621,7 @@ class Core(Mutexed):
     vets: bool
     settles: bool
     # Gauges.
-    entries: set
+    entries: set[Entry]
     connecting: int
     held: int
     idle: int
@@ -618,7 +638,7 @@ class Core(Mutexed):
     timeouts: int
     cancelled: int
     crowded: int
-    histogram: list
+    histogram: list[int]
     # Entries whose connections are to be closed, for the house to take.
     closing: Any
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -654,7 +674,10 @@ class Core(Mutexed):
         self.refusal = None
         self.refused_until = 0.0
         self._idle = Entry(NO_ENTRY.state, -1, 0.0)
-        self._queue = Waiter(0, 0, None, -1, 0.0, None)
+        self._idle.below = self._idle.above = self._idle
+        # Older than everybody, so that a search for one's place ends there.
+        self._queue = Waiter(0, 0, None, -1, -math.inf, None)
+        self._queue.before = self._queue.after = self._queue
 
     # -- settings and phases ---------------------------------------------------
 
@@ -679,13 +702,17 @@ class Core(Mutexed):
         *polls*: ask the socket at each checkout. *vets* / *settles*: ask the
         house at each checkout / return, not only when there is a reason to.
         """
+        if max_waiting < 0:
+            max_waiting = _UNLIMITED
+        if max_uses < 0:
+            max_uses = _UNLIMITED
         self.timeout = timeout
         self.min_size = min_size
         self.max_size = max_size
         self.min_idle = min_idle
         self.max_idle = max_idle
-        self.max_waiting = max_waiting if max_waiting >= 0 else _UNLIMITED
-        self.max_uses = max_uses if max_uses >= 0 else _UNLIMITED
+        self.max_waiting = max_waiting
+        self.max_uses = max_uses
         self.check_after = check_after
         self.fifo = fifo
         self.polls = polls
@@ -700,35 +727,48 @@ class Core(Mutexed):
         self.phase = OPEN
         return True
 
-    @section
     def shut(self) -> bool:
         """Close for good: no one is served from now on, everyone who waits is
         told, idle connections are retired, others when they come back. False
-        when it was closed already."""
+        when it was closed already; what an interrupt had left is done then."""
+        first: bool = self._shut()
+        while self._fail_first(None, True):
+            pass
+        self.retire_idle("closed")
+        return first
+
+    @section
+    def _shut(self) -> bool:
         if self.phase == CLOSING_DOWN:
             return False
         self.phase = CLOSING_DOWN
         self.generation += 1
-        while self._fail_first(None, True):
-            pass
-        self.retire_idle("closed")
         return True
 
-    @section
     def drain(self) -> None:
         """Make every connection old: idle ones are retired now, others when
         they come back, dials in flight when they end."""
-        self.generation += 1
+        self._age()
         self.retire_idle("drained")
+
+    @section
+    def _age(self) -> None:
+        self.generation += 1
 
     # -- dialling --------------------------------------------------------------
 
-    @section
     def deficit(self) -> int:
         """How many more dials are wanted now; 0 or less for none."""
-        return self._deficit()
+        return self._claim(NO_ENTRY)
 
-    def _deficit(self) -> int:
+    def begin_dial(self) -> Entry | None:
+        """Take one slot for a dial, if one is wanted: nothing -> CONNECTING."""
+        entry: Entry = Entry(State(), -1, self.now())
+        return entry if self._claim(entry) > 0 else None
+
+    @section
+    def _claim(self, entry: Entry) -> int:
+        """How many dials are wanted; if any, *entry* takes one slot (not NO_ENTRY)."""
         wanted: int
         lacking: int
         if self.phase != OPEN:
@@ -744,6 +784,11 @@ class Core(Mutexed):
             wanted = lacking
         if wanted > self.max_size - self.size:
             wanted = self.max_size - self.size
+        if wanted > 0 and entry is not NO_ENTRY:
+            entry.generation = self.generation
+            self.connecting += 1
+            self.size += 1
+            self.entries.add(entry)
         return wanted
 
     def ask(self) -> None:
@@ -751,27 +796,21 @@ class Core(Mutexed):
         self.missed = 1
 
     @section
-    def begin_dial(self) -> Entry | None:
-        """Take one slot for a dial, if one is wanted: nothing -> CONNECTING."""
-        entry: Entry = Entry(State(), self.generation, self.now())
-        if self._deficit() <= 0:
-            return None
-        entry.generation = self.generation
-        self.connecting += 1
-        self.size += 1
-        self.entries.add(entry)
-        return entry
-
-    @section
-    def adopt(self, entry: Entry, conn: Any, fd: int) -> None:
-        """A dial ended well: CONNECTING -> HELD. The dialler puts it next."""
+    def adopt(self, entry: Entry, conn: Any, fd: int) -> bool:
+        """A dial ended well: CONNECTING -> HELD. The dialler puts it next.
+        False when that dial has ended before."""
+        _replaced: object  # not dropped inside: an error drags frames behind it
+        if entry.status != CONNECTING:
+            return False
         self.connecting -= 1
         self.held += 1
         self.missed = 0
-        self.refusal = None
+        _replaced, self.refusal = self.refusal, None
         entry.conn = conn
         entry.fd = fd
         entry.status = HELD
+        entry.holder = HOUSE
+        return True
 
     @section
     def limit_age(self, entry: Entry, expires: float) -> None:
@@ -781,23 +820,30 @@ class Core(Mutexed):
             entry.due = expires
 
     @section
-    def forget(self, entry: Entry) -> None:
-        """A dial failed: CONNECTING -> CLOSED, its slot is free."""
+    def forget(self, entry: Entry) -> bool:
+        """A dial failed: CONNECTING -> CLOSED, its slot is free. False when
+        that dial has ended before."""
+        if entry.status != CONNECTING:
+            return False
         self.connecting -= 1
         self.size -= 1
         self.missed = 0
         entry.status = CLOSED
-        entry.holder = 0
         self.entries.discard(entry)
+        return True
 
-    @section
     def refuse(self, error: Any, until: float) -> None:
         """Waiting is in vain: while nothing is established, fail everyone who
         waits and, up to the time *until*, everyone who comes, because of *error*."""
-        self.refusal = error
-        self.refused_until = until
+        self._refuse(error, until)
         while self._fail_first(error, False):
             pass
+
+    @section
+    def _refuse(self, error: object, until: float) -> None:
+        _replaced: object
+        _replaced, self.refusal = self.refusal, error
+        self.refused_until = until
 
     # -- the hot path ----------------------------------------------------------
 
@@ -811,17 +857,22 @@ class Core(Mutexed):
     def _checkout(self, lease: Lease, timeout: float, tries: bool) -> bool:
         """Give *lease* a connection. False only when it *tries* and there is none."""
         lasti: int = -1
+        since: float = -1.0
         now: float = coarse() if self.clock is None else self.clock()
         thread: int = ident()
         frame = site(_skip, 3)
-        code = frame.f_code
-        lasti = frame.f_lasti
+        code = None
+        if frame is not None:
+            code = frame.f_code
+            lasti = frame.f_lasti
         while self._take(lease, now, thread, code, lasti):
             if self._fits(lease, now):
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
-        return self._queue_up(lease, timeout, tries, thread, code, lasti)
+            # Looking at dead ones takes time; whoever came meanwhile stands behind.
+            since = now
+        return self._queue_up(lease, timeout, tries, since, thread, code, lasti)
 
     @section
     def _take(
@@ -834,7 +885,8 @@ class Core(Mutexed):
     ) -> bool:
         """The newest idle entry goes to *lease*: IDLE -> LEASED."""
         entry: Entry
-        replaced: object
+        _replaced: object
+        mine: int = token(lease)
         while True:
             entry = self._idle.below
             if entry is self._idle:
@@ -846,13 +898,13 @@ class Core(Mutexed):
         entry.below.above = entry.above
         entry.above.below = entry.below
         entry.status = LEASED
-        entry.holder = token(lease)
+        entry.holder = mine
         entry.state.serial = (entry.state.serial | 1) + 2
         entry.uses += 1
         entry.since = now
         entry.thread = thread
         # The old code object may be the last of its kind: not dropped in here.
-        replaced, entry.code = entry.code, code
+        _replaced, entry.code = entry.code, code
         entry.lasti = lasti
         self.idle -= 1
         self.leased += 1
@@ -927,12 +979,19 @@ class Core(Mutexed):
         release, or its finalizer, goes on with it.
         """
         waiter: Waiter
-        replaced: object
+        _replaced: object
         verdict: int
-        returned: bool
+        returned: int
+        due: float
+        since: float
         if entry.holder != holder:
             return NOT_YOURS
-        returned = entry.status == LEASED
+        # 1 when it comes from a lease, 0 when from a pool thread.
+        returned = 1 if entry.status == LEASED else 0
+        due = now + self.check_after
+        if entry.expires < due:
+            due = entry.expires
+        since = now if returned else entry.since
         if entry.state.flags != 0 or (self.settles and returned):
             verdict = UNSETTLED
         elif entry.generation != self.generation:
@@ -941,26 +1000,23 @@ class Core(Mutexed):
             verdict = EXPIRED
         elif entry.uses >= self.max_uses:
             verdict = WORN
-        elif self.size > self.max_size:
+        elif self.connecting + self.held + self.idle + self.leased > self.max_size:
             verdict = SURPLUS
         elif self._queue.after is not self._queue:
             waiter = self._queue.after
             waiter.after.before = waiter.before
             waiter.before.after = waiter.after
             self.waiting -= 1
-            if not returned:
-                entry.status = LEASED
-                self.held -= 1
-                self.leased += 1
+            self.held -= 1 - returned
+            self.leased += 1 - returned
+            entry.status = LEASED
             entry.holder = waiter.token
             entry.state.serial = (entry.state.serial | 1) + 2
             entry.uses += 1
             entry.since = now
-            entry.due = now + self.check_after
-            if entry.expires < entry.due:
-                entry.due = entry.expires
+            entry.due = due
             entry.thread = waiter.thread
-            replaced, entry.code = entry.code, waiter.code
+            _replaced, entry.code = entry.code, waiter.code
             entry.lasti = waiter.lasti
             self.acquires += 1
             waiter.entry = entry
@@ -980,18 +1036,14 @@ class Core(Mutexed):
                 entry.below = self._idle.below
                 entry.below.above = entry
                 self._idle.below = entry
-            if returned:
-                self.leased -= 1
-                entry.since = now
-            else:
-                self.held -= 1
+            self.leased -= returned
+            self.held -= 1 - returned
             self.idle += 1
             entry.status = IDLE
             entry.holder = 0
             entry.state.serial = (entry.state.serial | 1) + 1
-            entry.due = now + self.check_after
-            if entry.expires < entry.due:
-                entry.due = entry.expires
+            entry.since = since
+            entry.due = due
             return KEPT
         if returned:
             self.leased -= 1
@@ -1008,46 +1060,45 @@ class Core(Mutexed):
         lease: Lease,
         timeout: float,
         tries: bool,
+        since: float,
         thread: int,
         code: object,
         lasti: int,
     ) -> bool:
-        """Wait in line until a connection is given, or *timeout* seconds."""
+        """Wait in line until a connection is given, or *timeout* seconds. The
+        caller has been here since *since*, or, negative, has just come."""
         waiter: Waiter
         verdict: int
-        again: bool = False
-        started: float = self.now()
+        again: bool = since >= 0
         if timeout < 0:
             timeout = self.timeout
+        if not again:
+            since = self.now()
         while True:
+            self.house.queueing()
             lock = _thread.allocate_lock()
             lock.acquire()
-            waiter = Waiter(token(lease), thread, code, lasti, started, lock.release)
-            _set_waiter(lease, waiter)
-            self.house.queueing()
-            verdict = self._join(waiter, again, timeout <= 0, started)
-            if verdict == JOINED:
-                self._wait(lease, waiter, lock, timeout)
-                if waiter.status == ASSIGNED:
-                    if self._fits(lease, self._coarse()):
-                        return True
-                    again = True  # and first in line: nobody has waited longer
-                elif waiter.status == FAILED and waiter.error is not None:
-                    raise self.house.refusal("connect", timeout, 0.0, waiter.error)
-                elif waiter.status == FAILED:
-                    raise self.house.refusal("closed", timeout, 0.0, None)
-                else:
-                    raise self.house.refusal("timeout", timeout, self.now() - started, None)
-            elif verdict == IDLE_AFTER_ALL:
+            waiter = Waiter(token(lease), thread, code, lasti, since, lock.release)
+            verdict = self._wait(lease, waiter, lock, timeout, again)
+            if waiter.status == ASSIGNED:
+                if self._fits(lease, self._coarse()):
+                    return True
+                again = True
+            elif verdict == JOINED and waiter.status == AWAY:
+                raise self.house.refusal("timeout", timeout, self.now() - since, None)
+            elif verdict == REFUSED or waiter.error is not None:
+                raise self.house.refusal("connect", timeout, 0.0, waiter.error)
+            elif verdict == JOINED:
+                raise self.house.refusal("closed", timeout, 0.0, None)
+            elif verdict == LOOK_AGAIN:
                 if self._take(lease, self._coarse(), thread, code, lasti):
                     if self._fits(lease, self._coarse()):
                         return True
+                    again = True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
                     raise self.house.refusal("closed", timeout, 0.0, None)
                 self.house.open()
-            elif verdict == REFUSED:
-                raise self.house.refusal("connect", timeout, 0.0, self.refusal)
             elif timeout > 0:
                 raise self.house.refusal("crowded", timeout, 0.0, None)
             else:
@@ -1056,18 +1107,58 @@ class Core(Mutexed):
                     return False
                 raise self.house.refusal("timeout", 0.0, 0.0, None)
 
+    def _wait(
+        self,
+        lease: Lease,
+        waiter: Waiter,
+        lock: Any,
+        timeout: float,
+        again: bool,
+    ) -> int:
+        """Join, wait, leave; how it ended is in *waiter*, if it could join."""
+        verdict: int = LOOK_AGAIN
+        interrupted = True
+        _set_waiter(lease, waiter)
+        try:
+            verdict = self._join(waiter, self._coarse(), timeout <= 0, again)
+            if verdict == JOINED:
+                if self.deficit() > 0:
+                    self.house.wanted()
+                left = waiter.since + timeout - self.now()
+                if left > 0:
+                    lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
+            interrupted = False
+        finally:
+            if waiter.status != AWAY:
+                elapsed = self.now() - waiter.since
+                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+                self._leave(waiter, elapsed, bucket, interrupted)
+            _set_entry(lease, waiter.entry)
+            _set_waiter(lease, NO_WAITER)
+            # Out of the ring; each would keep the next in line alive, and that the next.
+            waiter.before = waiter.after = NO_WAITER
+            if interrupted:
+                self._give_back(lease)
+        return verdict
+
     @section
-    def _join(self, waiter: Waiter, again: bool, tries: bool, now: float) -> int:
-        """AWAY -> WAITING, at the end of the queue, or *again* at its head."""
+    def _join(self, waiter: Waiter, now: float, tries: bool, again: bool) -> int:
+        """AWAY -> WAITING, behind all who came before: at the end of the queue,
+        or further up when the connection that was found proved unfit (*again*)."""
+        place: Waiter
+        place = self._queue.before
+        while place.since > waiter.since:
+            place = place.before
         if self.phase != OPEN:
             return NOT_OPEN
         if self._idle.below is not self._idle:
-            return IDLE_AFTER_ALL
+            return LOOK_AGAIN
         if (
             self.refusal is not None
             and now < self.refused_until
             and self.held + self.idle + self.leased == 0
         ):
+            waiter.error = self.refusal
             return REFUSED
         if tries:
             self.timeouts += 1
@@ -1076,37 +1167,17 @@ class Core(Mutexed):
         if self.waiting >= self.max_waiting and not again:
             self.crowded += 1
             return CROWDED
-        if again:
-            waiter.before = self._queue
-            waiter.after = self._queue.after
-            waiter.after.before = waiter
-            self._queue.after = waiter
-        else:
-            waiter.after = self._queue
-            waiter.before = self._queue.before
-            waiter.before.after = waiter
-            self._queue.before = waiter
+        if place is not self._queue and place.status != WAITING:
+            return LOOK_AGAIN
+        if place.after is not self._queue and place.after.since <= waiter.since:
+            return LOOK_AGAIN
+        waiter.before = place
+        waiter.after = place.after
+        waiter.after.before = waiter
+        place.after = waiter
         waiter.status = WAITING
         self.waiting += 1
         return JOINED
-
-    def _wait(self, lease: Lease, waiter: Waiter, lock: object, timeout: float) -> None:
-        interrupted = True
-        try:
-            if self.deficit() > 0:
-                self.house.wanted()
-            left = waiter.since + timeout - self.now()
-            if left > 0:
-                lock.acquire(True, min(left, TIMEOUT_MAX))
-            interrupted = False
-        finally:
-            elapsed = self.now() - waiter.since
-            bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
-            self._leave(waiter, elapsed, bucket, interrupted)
-            _set_entry(lease, waiter.entry)
-            _set_waiter(lease, NO_WAITER)
-            if interrupted:
-                self._give_back(lease)
 
     @section
     def _leave(
@@ -1165,38 +1236,48 @@ class Core(Mutexed):
         self.held += 1
         return True
 
-    @section
     def put_below(self, entry: Entry) -> None:
         """HELD by the house -> idle again, under all others: where a connection
         that was only looked after came from. It was found alive just now."""
-        now: float = self._coarse()
+        if not self._put_below(entry, self._coarse()):
+            self.put(entry)
+
+    @section
+    def _put_below(self, entry: Entry, now: float) -> bool:
+        due: float
         if (
-            entry.holder == HOUSE
-            and entry.status == HELD
-            and entry.state.flags == 0
-            and entry.generation == self.generation
-            and self._queue.after is self._queue
+            entry.holder != HOUSE
+            or entry.state.flags != 0
+            or entry.generation != self.generation
+            or self.connecting + self.held + self.idle + self.leased > self.max_size
+            or self._queue.after is not self._queue
         ):
-            entry.below = self._idle
-            entry.above = self._idle.above
-            entry.above.below = entry
-            self._idle.above = entry
-            entry.status = IDLE
-            entry.holder = 0
-            entry.due = now + self.check_after
-            if entry.expires < entry.due:
-                entry.due = entry.expires
-            self.held -= 1
-            self.idle += 1
-            return
-        self.put(entry)
+            return False
+        due = now + self.check_after
+        if entry.expires < due:
+            due = entry.expires
+        entry.below = self._idle
+        entry.above = self._idle.above
+        entry.above.below = entry
+        self._idle.above = entry
+        entry.status = IDLE
+        entry.holder = 0
+        entry.due = due
+        self.held -= 1
+        self.idle += 1
+        return True
 
     def retire(self, entry: Entry, holder: int, reason: str) -> bool:
         """IDLE (*holder* 0), LEASED or HELD -> CLOSING. The slot stays taken
         until :meth:`bury`. False when *holder* does not have it any more."""
-        if not self._retire(entry, holder, reason):
-            return False
-        self.house.disposed()
+        try:
+            if not self._retire(entry, holder, reason):
+                return False
+            self.house.disposed()
+        except BaseException:
+            # An interrupt, perhaps just after the step: what is not told is not closed.
+            self.house.disposed()
+            raise
         return True
 
     @section
@@ -1244,36 +1325,46 @@ class Core(Mutexed):
         self.entries.discard(entry)
         return True
 
-    @section
     def bury(self, entry: Entry) -> None:
         """CLOSING -> CLOSED: the server has closed its side, the slot is free."""
+        if self._bury(entry):
+            # Whoever still knows the entry keeps neither its neighbours nor its connection.
+            entry.below = entry.above = NO_ENTRY
+            entry.conn = None
+
+    @section
+    def _bury(self, entry: Entry) -> bool:
         if entry.status != CLOSING:
-            return
+            return False
         self.size -= 1
         entry.status = CLOSED
         self.entries.discard(entry)
+        return True
 
-    def _lost(self, entry: Entry, waiter: Waiter, token: int) -> None:
+    def _lost(self, entry: Entry, waiter: Waiter, mine: int) -> None:
         """A lease died that held, or awaited, a connection. Runs in a finalizer:
         does no I/O, and is safe inside any other operation of its thread."""
         verdict: int
-        if waiter is not NO_WAITER:
+        if waiter.status != AWAY:
             # Interrupted between joining the queue and leaving it.
             self._leave(waiter, 0.0, 0, True)
-            entry = waiter.entry if waiter.entry is not NO_ENTRY else entry
-        if entry.holder == token:
-            verdict = self._put(entry, token, self._coarse())
+        if waiter.entry is not NO_ENTRY:
+            entry = waiter.entry
+        if entry.holder == mine:
+            # Whose it was is forgotten when somebody else has it.
+            code, lasti = entry.code, entry.lasti
+            verdict = self._put(entry, mine, self._coarse())
             if verdict >= UNSETTLED:
-                self.retire(entry, -token, "lost")
-            self.house.lost(entry)
-        elif entry.holder == -token:
-            self.retire(entry, -token, "lost")
+                self.retire(entry, -mine, "lost")
+            self.house.lost(_place(code, lasti))
+        elif entry.holder == -mine:
+            self.retire(entry, -mine, "lost")
 
     # -- what is known ---------------------------------------------------------
 
     def idle_entries(self) -> list[Entry]:
         """The idle entries, next to be served first. A moment's picture."""
-        found = []
+        found: list[Entry] = []
         entry: Entry = self._idle.below
         while entry is not self._idle and len(found) <= self.size:
             found.append(entry)
@@ -1282,7 +1373,7 @@ class Core(Mutexed):
 
     def waiters(self) -> list[Waiter]:
         """Who waits, first in line first. A moment's picture."""
-        found = []
+        found: list[Waiter] = []
         waiter: Waiter = self._queue.after
         while waiter is not self._queue and len(found) <= self.waiting:
             found.append(waiter)
@@ -1341,8 +1432,8 @@ class Checkout:
     """Where callers get connections and give them back: a core, and its terms."""
 
     __slots__ = (
-        "_core",
         "_block",
+        "_core",
         "_plain",
     )
     _core: Core

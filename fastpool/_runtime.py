@@ -1,10 +1,12 @@
 """What C gives the compiled core, for the interpreted one.
 
-Where there is a GIL, a straight-line section (no call, no loop) cannot be
-interrupted: the interpreter looks for signals, other threads and a due garbage
-collection only at calls and backward jumps. So :func:`section` costs nothing
-there. Elsewhere it takes the core's lock, re-entrant because a finalizer may
-come to the core while its own thread is inside.
+On CPython from 3.11 on, where there is a GIL, a straight-line section (no call, no
+loop) cannot be interrupted: the interpreter looks for signals, other threads and a
+due garbage collection only at calls and backward jumps. So :func:`section` costs
+nothing there. Elsewhere it takes the core's lock, re-entrant because a finalizer may
+come to the core while its own thread is inside. CPython 3.10 looks at every jump that
+is taken: a section still cannot be broken off in the middle, since it changes nothing
+before its last jump.
 """
 
 from __future__ import annotations
@@ -27,7 +29,11 @@ coarse = time.monotonic
 ident = threading.get_ident
 token = id
 
-_HAS_GIL = sys.implementation.name == "cpython" and getattr(sys, "_is_gil_enabled", lambda: True)()
+_ATOMIC = (
+    sys.implementation.name == "cpython"
+    and sys.version_info >= (3, 11)
+    and getattr(sys, "_is_gil_enabled", lambda: True)()
+)
 _EVENTS = getattr(select, "POLLIN", 0) | getattr(select, "POLLRDHUP", 0)
 
 
@@ -48,7 +54,11 @@ def nap() -> None:
 
 def site(skip: object, depth: int) -> FrameType | None:
     """The frame *depth* calls up, or the first above it whose globals are not *skip*."""
-    frame: FrameType | None = sys._getframe(depth)
+    frame: FrameType | None
+    try:
+        frame = sys._getframe(depth)
+    except ValueError:  # called by no Python code: the first function of a raw thread
+        return None
     while frame is not None and frame.f_globals is skip:
         frame = frame.f_back
     return frame
@@ -57,9 +67,10 @@ def site(skip: object, depth: int) -> FrameType | None:
 class Mutexed:
     """Base of objects with sections: the lock, where one is needed."""
 
-    __slots__ = () if _HAS_GIL else ("_mutex",)
+    __slots__ = () if _ATOMIC else ("_mutex",)
 
-    if not _HAS_GIL:
+    if not _ATOMIC:
+        _mutex: threading.RLock
 
         def __new__(cls, *args: object, **kwargs: object) -> Any:
             self = super().__new__(cls)
@@ -69,12 +80,12 @@ class Mutexed:
 
 def section(method: F) -> F:
     """Mark a method whose body is one atomic step."""
-    if _HAS_GIL:
+    if _ATOMIC:
         return method
 
     @functools.wraps(method)
-    def locked(self: Any, *args: Any) -> Any:
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
         with self._mutex:
-            return method(self, *args)
+            return method(self, *args, **kwargs)
 
     return locked  # type: ignore[return-value]

@@ -38,7 +38,6 @@ TYPES = {
 DROPPED = [
     r"# cython: .*",
     r"import cython",
-    r"from cython\.cimports\..*",
     r"\s*@cython\.(cfunc|inline|cclass|final|no_gc)",
     r"\s*@cython\.freelist\(\d+\)",
     r"\s*@cython\.exceptval\(check=False\)",
@@ -46,8 +45,11 @@ DROPPED = [
 REPLACED = [
     (r"^([A-Z_]+) = cython\.declare\([\w.]+, (.+)\)$", r"\1 = \2"),
     (r"\bdef __dealloc__\b", "def __del__"),
+    # What with_sections() needs.
+    (r"^(from fastpool\._runtime import)(.*)(, site.*)$", r"\1 Mutexed,\2, section\3"),
 ]
-FIELD = re.compile(r"    (\w+) = cython\.declare\(([\w.]+)(, visibility=\"\w+\")?\)$")
+CIMPORTS = re.compile(r"^from cython\.cimports\.[\w.]+ import \([\w\s,]+\)\n\n", re.MULTILINE)
+FIELD = re.compile(r"    (\w+) = cython\.declare\(([\w.\[\]]+)(, visibility=\"\w+\")?\)$")
 BRANCH = re.compile(r"(\s*)if (not )?cython\.compiled:$")
 SECTION = re.compile(r"\s*with cython\.critical_section\(self\):$")
 CLASS = re.compile(r"class \w+(\(Mutexed\))?:$")
@@ -127,7 +129,7 @@ def with_slots(lines: list[str]) -> list[str]:
                         lambda m: f"    {m[1]}: {TYPES.get(m[2], m[2]).replace('object', 'Any')}",
                         out[j],
                     )
-                slots = ", ".join(f'"{name}"' for name in names)
+                slots = ", ".join(f'"{name}"' for name in sorted(names))
                 out.insert(first, f"    __slots__ = ({slots},)")
             owner, names = len(out), []
         elif match := FIELD.match(line):
@@ -139,7 +141,7 @@ def with_slots(lines: list[str]) -> list[str]:
 def generate(source: str) -> str:
     used: set[str] = set()
     lines: list[str] = []
-    for line in without_branches(source.splitlines()):
+    for line in without_branches(CIMPORTS.sub("", source).splitlines()):
         rule = next((r for r in DROPPED if re.fullmatch(r, line)), None)
         if rule:
             used.add(rule)

@@ -1,0 +1,56 @@
+"""The cores under test: which there are, and which to leave out."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from types import ModuleType
+
+import pytest
+from support import need
+
+MODULES = {"c": "fastpool._core", "python": "fastpool._core_py"}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--no-c-extensions",
+        action="store_true",
+        help="leave out the tests of the compiled core",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "c_extension: tests the compiled core")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    unwanted = (
+        config.getoption("--no-c-extensions")
+        or os.environ.get("FASTPOOL_IMPL") == "python"
+        or os.environ.get("FASTPOOL_NO_EXT") == "1"
+    )
+    if unwanted:
+        config.hook.pytest_deselected(
+            items=[i for i in items if i.get_closest_marker("c_extension")]
+        )
+        items[:] = [item for item in items if not item.get_closest_marker("c_extension")]
+
+
+def load(impl: str) -> ModuleType:
+    """The core of that name, in this process, whichever the package itself uses."""
+    try:
+        return importlib.import_module(MODULES[impl])
+    except ImportError as error:
+        need(impl != "c", f"no compiled core: {error}")
+        raise
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param("c", marks=pytest.mark.c_extension), "python"],
+    ids=["c", "python"],
+)
+def core(request: pytest.FixtureRequest) -> ModuleType:
+    """Each core in turn: the module."""
+    return load(request.param)

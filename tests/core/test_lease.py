@@ -1,0 +1,189 @@
+"""What a user holds: the driver's connection, until it is given back, and nothing after."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import weakref
+from types import ModuleType
+from typing import Any
+
+import pytest
+from core.conftest import MakeRig
+from core.kit import Conn
+
+from fastpool.errors import ConnectionReleased
+
+
+def test_forwards_reading(make: MakeRig) -> None:
+    """Attributes and methods are those of the driver's connection."""
+    rig = make(1)
+    with rig.connection() as conn:
+        assert conn.name == 0
+        assert conn.kind == "straw"
+        assert conn.run("select", a=1) == ("select", {"a": 1})
+        assert conn.driver_connection.calls == ["select"]
+        with pytest.raises(AttributeError, match="nonesuch"):
+            _ = conn.nonesuch
+
+
+def test_forwards_writing(make: MakeRig) -> None:
+    """Attributes are set and deleted on the driver's connection."""
+    rig = make(1)
+    with rig.connection() as conn:
+        conn.autocommit = True
+        assert conn.driver_connection.autocommit is True
+        del conn.autocommit
+        assert not hasattr(conn.driver_connection, "autocommit")
+        with pytest.raises(AttributeError):
+            del conn.autocommit
+
+
+def test_class(make: MakeRig, core: ModuleType) -> None:
+    """A lease passes for the driver's class while it is held, and always for a Lease."""
+    rig = make(1)
+    lease = rig.connection()
+    assert lease.__class__ is core.Lease
+    with lease:
+        assert isinstance(lease, Conn)
+        assert lease.__class__ is Conn
+        assert isinstance(lease, core.Lease)
+        assert type(lease) is core.Lease
+    assert not isinstance(lease, Conn)
+    assert lease.__class__ is core.Lease
+
+
+def test_dir_and_repr(make: MakeRig) -> None:
+    """A lease lists the connection's names beside its own, and says whose it is."""
+    rig = make(1)
+    lease = rig.acquire()
+    assert {"release", "close", "transaction", "driver_connection", "run", "name"} <= set(
+        dir(lease)
+    )
+    assert repr(lease) == "<Lease of <Conn 0>>"
+    lease.release()
+    assert repr(lease) == "<Lease released>"
+
+
+def test_use_after_release(make: MakeRig) -> None:
+    """Every use of a lease that was given back raises."""
+    rig = make(1)
+    lease = rig.acquire()
+    lease.release()
+    uses: list[Any] = [
+        lambda: lease.run,
+        lambda: lease.name,
+        lambda: lease.driver_connection,
+        lambda: setattr(lease, "name", 1),
+        lambda: delattr(lease, "name"),
+        lambda: dir(lease),
+        lambda: lease.__enter__(),
+        lambda: lease._entry_of(rig.core),
+    ]
+    for use in uses:
+        with pytest.raises(ConnectionReleased, match="given back"):
+            use()
+
+
+def test_method_dies_with_the_lease(make: MakeRig) -> None:
+    """A method taken from a lease does not reach the next user's connection."""
+    rig = make(1)
+    lease = rig.acquire()
+    run = lease.run
+    assert run("one") == ("one", {})
+    lease.release()
+    with pytest.raises(ConnectionReleased):
+        run("two")
+    with rig.connection() as conn:
+        with pytest.raises(ConnectionReleased):
+            run("three")
+        assert conn.calls == ["one"]
+
+
+def test_method_is_described(make: MakeRig) -> None:
+    """A method of a lease tells its name, its text and where it came from."""
+    rig = make(1)
+    with rig.connection() as conn:
+        run = conn.run
+        assert run.__name__ == "run"
+        assert run.__doc__ == "Run a statement."
+        assert run.__self__ is conn
+        assert run.__wrapped__ == conn.driver_connection.run
+        assert repr(run) == "<run of <Lease of <Conn 0>>>"
+
+
+def test_two_blocks(make: MakeRig) -> None:
+    """A lease lives once: a second block does not bring back what was taken in the first."""
+    rig = make(1)
+    lease = rig.connection()
+    with lease as conn:
+        run = conn.run
+    with pytest.raises(ConnectionReleased), lease:
+        pass
+    with pytest.raises(ConnectionReleased):
+        run("again")
+    rig.check_whole()
+
+
+def test_block_in_a_block(make: MakeRig) -> None:
+    """A held lease may be entered again; the first block that ends gives it back."""
+    rig = make(1)
+    with rig.acquire() as outer:
+        with outer as inner:
+            assert inner is outer
+        with pytest.raises(ConnectionReleased):
+            _ = outer.name
+    rig.check_whole()
+
+
+def test_block_after_a_failed_wait(make: MakeRig) -> None:
+    """A block that got no connection may be tried again."""
+    rig = make(1)
+    block = rig.connection(timeout=0.001)
+    with rig.acquire(), pytest.raises(Exception, match="timeout"), block:
+        pass
+    with block as conn:
+        assert conn.name == 0
+
+
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_not_copied(make: MakeRig, copying: Any, held: bool) -> None:
+    """A lease is neither copied nor pickled."""
+    rig = make(1)
+    lease = rig.acquire()
+    if not held:
+        lease.release()
+    with pytest.raises((TypeError, ConnectionReleased), match=r"copied or pickled|given back"):
+        copying(lease)
+    lease.release()
+    rig.check_whole()
+
+
+def test_identity(make: MakeRig) -> None:
+    """A lease equals itself alone, can be a key, and cannot be referred to weakly."""
+    rig = make(2)
+    a, b = rig.acquire(), rig.acquire()
+    same = a
+    assert a == same
+    assert a != b
+    assert len({a, b}) == 2
+    with pytest.raises(TypeError):
+        weakref.ref(a)
+    a.release()
+    b.release()
+
+
+def test_transaction_is_the_houses(make: MakeRig) -> None:
+    """A transaction on a lease is made by the house, options and all."""
+    rig = make(1)
+    with rig.connection() as conn:
+        assert conn.transaction(read_only=True) == (conn, {"read_only": True})
+
+
+def test_exception_passes(make: MakeRig) -> None:
+    """A block swallows no exception."""
+    rig = make(1)
+    with pytest.raises(ZeroDivisionError), rig.connection():
+        _ = 1 / 0
+    rig.check_whole()
