@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import math
+import sys
 import threading
 import time
 import warnings
 from typing import Any
 
 from ._hosts import Hosts
-from ._impl import Core, Entry, Lease, __impl__
+from ._impl import Core, Lease, __impl__
 from ._keeper import Keeper
 from ._opener import Opener, describe
 from ._turnaround import Transaction, Turnaround
@@ -58,18 +59,28 @@ class House:
 
     def reconfigure(self, config: PoolConfig) -> None:
         """Put *config* in force on the live pool; it has been checked already."""
+        core, before = self.core, self.config
         self.configure(config)
-        for entry in list(self.core.entries):
-            self.opener.age(entry)
-        for entry in reversed(self.core.idle_entries()):
-            if self.core.size > config.max_size or self.core.idle > config.max_idle:
-                self.core.retire(entry, 0, "max_idle")
+        ages = ("max_lifetime", "max_lifetime_jitter")
+        if any(getattr(config, name) != getattr(before, name) for name in ages):
+            for entry in list(core.entries):
+                self.opener.age(entry)
+        for entry in reversed(core.idle_entries()):
+            alive = core.connecting + core.held + core.idle + core.leased
+            if alive > config.max_size or core.idle > config.max_idle:
+                core.retire(entry, 0, "max_idle")
         self.wanted()
-        self.disposed()
+        self.keeper.tend()
 
     def configure(self, config: PoolConfig) -> None:
         """Put *config* in force; it has been checked already."""
-        hooks = (config.before_connect, config.after_connect, config.before_acquire)
+        hooks = (
+            config.before_connect,
+            config.after_connect,
+            config.before_acquire,
+            config.after_release,
+            config.before_close,
+        )
         self.turnaround.config = config
         self.core.configure(
             timeout=config.timeout,
@@ -85,7 +96,8 @@ class House:
             fifo=config.idle_order == "fifo",
             polls=config.check is not None,
             vets=config.check == "ping"
-            or any(hook is not None for hook in (*hooks, config.after_release)),
+            or callable(config.reset)
+            or any(hook is not None for hook in hooks),
             settles=config.after_release is not None
             or config.reset == "discard"
             or callable(config.reset),
@@ -102,16 +114,13 @@ class House:
 
     def close(self, timeout: float) -> None:
         """Serve no one from now on, wait for leases, then take them away."""
-        self.keeper.ending = True
-        first = self.core.shut()
-        self.opener.stop()
-        if not self.keeper.started:
-            self.keeper.stop()
+        self.drop()
+        self.opener.tell()
+        emptied = self.keeper.emptied
+        if emptied.wait(min(timeout, threading.TIMEOUT_MAX)):
             return
-        self.keeper.wake()
-        if first and not self.keeper.emptied.wait(timeout):
-            holders = self.holders()
-            self.core.retire_leased("closed")
+        holders = self.holders()
+        if self.core.retire_leased("closed"):
             log.warning(
                 "pool %r: closed after %g s with %d connections still in use: %s",
                 self.name,
@@ -119,15 +128,15 @@ class House:
                 len(holders),
                 "; ".join(map(str, holders)),
             )
-            self.keeper.emptied.wait(self.config.close_timeout + 1.0)
-        self.keeper.stop()
+        if self.core.size > self.core.connecting:
+            emptied.wait(self.config.close_timeout + 1.0)
 
     def drop(self) -> None:
-        """The pool was dropped unclosed: end it without waiting for anything."""
-        self.keeper.ending = self.keeper.dropped = True
+        """End without waiting for anything. The threads end when the last
+        connection is closed."""
         self.core.shut()
         self.opener.stop()
-        self.keeper.wake()
+        self.keeper.end()
 
     # -- answers to the core ---------------------------------------------------
 
@@ -135,14 +144,15 @@ class House:
         """The context manager behind ``lease.transaction()``."""
         return Transaction(self.turnaround, lease, **options)
 
-    def lost(self, entry: Entry) -> None:
+    def lost(self, site: str) -> None:
         """Tell of a lease that was dropped without release."""
+        if sys.is_finalizing():
+            return
         warnings.warn(
-            f"pool {self.name!r}: a connection acquired at {entry.site()} was never released; "
+            f"pool {self.name!r}: a connection acquired at {site} was never released; "
             "it has been taken back",
             ResourceWarning,
             stacklevel=2,
-            source=entry,
         )
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
@@ -150,10 +160,15 @@ class House:
         if kind == "closed":
             return PoolClosed(f"pool {self.name!r} is closed")
         if kind == "connect":
+            if error is None:  # a dial has succeeded just now
+                error = self.opener.last_error
             return self.opener.refusal(error)
         core = self.core
         numbers = f"size {core.size}/{core.max_size}, idle {core.idle}, waiting {core.waiting}"
         if kind == "crowded":
+            # Even where nobody may wait, somebody who comes later finds one.
+            core.ask()
+            self.opener.wake()
             return TooManyRequests(
                 f"pool {self.name!r}: {core.max_waiting} callers wait already "
                 f"(max_waiting={core.max_waiting}; {numbers})"

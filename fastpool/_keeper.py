@@ -9,6 +9,8 @@
   a time.
 * **Trimming.** Idle for longer than ``max_idle_time``: closed, down to
   ``min_size`` and ``min_idle``, the coldest first.
+* **Sorting out.** What is seen to be dead is closed, at least once every
+  ``health_check_period``.
 * **Pinging.** An idle connection gets a round trip before it has been silent for
   ``check_after_idle``, so that a checkout need not.
 * **Watching.** A connection held longer than ``leak_threshold`` is logged once.
@@ -17,19 +19,20 @@
 from __future__ import annotations
 
 import _thread
-import contextlib
+import functools
+import io
 import logging
 import math
+import os
 import select
-import socket
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from ._impl import Core, Entry
 from ._opener import Opener
-from ._turnaround import Turnaround
+from ._turnaround import DEAD, Turnaround
 from .config import PoolConfig
 from .drivers.base import Driver, Wait
 
@@ -52,6 +55,34 @@ class _Closing:
         self.fd = -1
 
 
+class _Bell:
+    """Wakes the thread. Its descriptors live as long as somebody could ring:
+    one that was closed earlier might be another's by then."""
+
+    def __init__(self) -> None:
+        near, far = os.pipe()
+        os.set_blocking(near, False)
+        os.set_blocking(far, False)
+        # Not theirs to close: they may be collected first, and would complain.
+        self._near = io.FileIO(near, closefd=False)
+        self._far = io.FileIO(far, "w", closefd=False)
+        self.fd, self._far_fd = near, far
+        # C from end to end: at the entry of a Python function an interrupt may come,
+        # and then nobody would close what the interrupted thread has retired. A full
+        # pipe is no error here: the thread is awake.
+        self.ring = functools.partial(self._far.write, b"\0")
+
+    def hush(self) -> None:
+        self._near.read(4096)
+
+    # At interpreter exit the names of this module may be gone already.
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "_far_fd"):
+            self._far.close()  # a late ring raises, and reaches no descriptor
+            close(self.fd)
+            close(self._far_fd)
+
+
 class Keeper:
     """The maintenance thread of one pool."""
 
@@ -63,23 +94,21 @@ class Keeper:
         self._turnaround = turnaround
         self._driver = driver
         self._name = name
-        self._wake_read, self._wake_write = socket.socketpair()
-        self._wake_read.setblocking(False)
-        self._wake_write.setblocking(False)
+        self._bell = _Bell()
+        self.wake = self._bell.ring
+        """Something is to be closed, or has changed. Safe anywhere."""
         self._poller = select.poll()
-        self._poller.register(self._wake_read, select.POLLIN)
+        self._poller.register(self._bell.fd, select.POLLIN)
         self._closings: set[_Closing] = set()
-        self.started = False
-        self._stopped = False
+        self._started = False
+        self._ending = False
+        self._due = 0.0
         self._asked = False  # about the server's idle_session_timeout
         self._leaks: dict[Entry, int] = {}
         self.closed: dict[str, int] = {}
         """Connections closed so far, by reason."""
-        self.ending = False
-        """The pool is closed: say so when its last slot is free."""
-        self.dropped = False
-        """Nobody waits for that: end the thread then."""
         self.emptied = threading.Event()
+        """The pool is closed, its last slot is free, and the thread has ended."""
 
     @property
     def config(self) -> PoolConfig:
@@ -87,47 +116,40 @@ class Keeper:
 
     def start(self) -> None:
         """Start the thread."""
-        self.started = True
+        self._started = True
         _thread.start_new_thread(self._run, ())
 
-    def wake(self) -> None:
-        """Something is to be closed, or has changed. Safe anywhere."""
-        with contextlib.suppress(OSError):  # full: it is awake; closed: it is gone
-            self._wake_write.send(b"\0")
+    def tend(self) -> None:
+        """Look at everything now: settings have changed."""
+        self._due = 0.0
+        self.wake()
 
-    def stop(self) -> None:
-        """End the thread; what is still closing is dropped. Idempotent."""
-        self._stopped = True
-        if self.started:
+    def end(self) -> None:
+        """The pool is closed: end the thread when the last slot is free. Idempotent."""
+        self._ending = True
+        if self._started:
             self.wake()
         else:
-            self._free()
+            self.emptied.set()
 
     # -- the thread ------------------------------------------------------------
 
     def _run(self) -> None:
-        due = 0.0
         try:
-            while not self._stopped:
-                self._take_closings()
-                if self._core.now() >= due:
-                    due = self._core.now() + self._tend()
-                self._sleep(due - self._core.now())
-                if self.ending and self._core.size == 0:
-                    self.emptied.set()
-                    if self.dropped:
-                        self._stopped = True
+            while True:
+                self._take_closings()  # some end at once
+                if self._ending and self._core.size == 0:
+                    return
+                if self._core.now() >= self._due:
+                    self._due = math.inf  # unless somebody asks for less meanwhile
+                    self._due = min(self._due, self._core.now() + self._tend())
+                else:  # the bell, which looking may have hushed, is answered first
+                    self._sleep(self._due - self._core.now())
         except BaseException:
             log.exception("pool %r: the maintenance thread died", self._name)
             raise
         finally:
-            self._free()
-
-    def _free(self) -> None:
-        for closing in self._closings:
-            closing.steps.close()
-        self._wake_read.close()
-        self._wake_write.close()
+            self.emptied.set()
 
     def _sleep(self, seconds: float) -> None:
         """Until *seconds* have passed, :meth:`wake`, or a closing can go on."""
@@ -136,9 +158,8 @@ class Keeper:
             seconds = min(seconds, closing.deadline - now)
         watched = {closing.fd: closing for closing in self._closings}
         for fd, _ in self._poller.poll(math.ceil(max(0.0, min(seconds, 3600.0)) * 1000)):
-            if fd == self._wake_read.fileno():
-                with contextlib.suppress(BlockingIOError):
-                    self._wake_read.recv(4096)
+            if fd == self._bell.fd:
+                self._bell.hush()
             else:
                 self._advance(watched[fd])
         now = time.monotonic()
@@ -163,7 +184,7 @@ class Keeper:
             if hook is not None:
                 try:
                     self._turnaround.call("before_close", hook, entry.conn)
-                except Exception:
+                except BaseException:  # nobody else would hear of it
                     log.exception("pool %r: the before_close hook failed", self._name)
             deadline = time.monotonic() + self.config.close_timeout
             closing = _Closing(entry, self._driver.close(entry.conn), deadline)
@@ -204,6 +225,8 @@ class Keeper:
         config, core = self.config, self._core
         now = core.now()
         rest = config.health_check_period
+        if config.check is not None:
+            self._sort_out()
         idle = core.idle_entries()
         if idle and not self._asked:
             self._ask_idle_limit(idle[-1])
@@ -239,24 +262,33 @@ class Keeper:
                 )
         self._core.put_below(entry)
 
+    def _sort_out(self) -> None:
+        """Close what the kernel knows to be dead."""
+        for entry in self._core.idle_entries():
+            # Descriptors are closed by this thread alone.
+            if self._turnaround.events(entry) & DEAD:
+                self._core.retire(entry, 0, "dead")
+
     def _replace(self, idle: list[Entry], now: float) -> float:
         if self.config.max_lifetime is None:
             return math.inf
         lead = self.config.max_lifetime * _LEAD
         aging = sorted((e for e in idle if e.expires - lead <= now), key=lambda e: e.expires)
         core = self._core
-        spare = core.connecting + core.held + core.idle + core.leased - core.min_size
+        spare = core.held + core.idle + core.leased - core.min_size
         for entry in aging:
-            room = core.size < core.max_size
-            if entry.expires <= now or spare > 0 or not room:
+            full = core.held + core.idle + core.leased >= core.max_size
+            if entry.expires <= now or spare > 0 or full:
                 core.retire(entry, 0, "max_lifetime")
                 spare -= 1
-                if not room:
-                    break
         if aging and spare <= 0 and core.size < core.max_size:
             core.ask()
             self._opener.wake()
-        return lead / 2
+        rest = min([lead / 2, *(e.expires - lead - now for e in idle if e not in aging)])
+        if aging:
+            # Those born together go one by one, in two looks each, all in time.
+            rest = min(rest, (aging[0].expires - now) / (2 * len(aging) + 1))
+        return rest
 
     def _trim(self, idle: list[Entry], now: float, limit: float) -> float:
         core = self._core
@@ -280,6 +312,9 @@ class Keeper:
                     self._core.put_below(entry)
                 else:
                     self._core.retire(entry, entry.holder, "dead")
+                # The next answer may take long too; who closes need not wait for it.
+                self._take_closings()
+                self._sleep(0.0)
         return rest
 
     def _watch_leaks(self, now: float, limit: float) -> float:

@@ -53,6 +53,7 @@ class Listener:
         self._conn: Any = None
         self._closed = False
         self._failures = 0
+        self._error: BaseException | None = None  # why there is no connection
 
     def get(self, timeout: float | None = None) -> Notification:
         """The next notification, in the order they were sent.
@@ -64,48 +65,57 @@ class Listener:
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         while not self._received:
             if self._closed or self._house.core.phase == 2:
+                self.close()
                 raise PoolClosed(f"the listener on {self.channel!r} is closed")
             left = deadline - time.monotonic()
             if left <= 0:
-                raise TimeoutError(f"no notification on {self.channel!r} within {timeout:g} s")
+                message = f"no notification on {self.channel!r} within {timeout:g} s"
+                raise TimeoutError(message) from self._error
             self._receive(min(left, _SLICE))
         return self._received.popleft()
 
     def _receive(self, seconds: float) -> None:
         """Connected: read for *seconds* at most. Otherwise: connect."""
-        if self._conn is None:
+        conn = self._conn
+        if conn is None:
             self._connect(seconds)
             return
         try:
-            for pid, channel, payload in self._house.driver.notifications(self._conn, seconds):
+            for pid, channel, payload in self._house.driver.notifications(conn, seconds):
                 self._received.append(Notification(channel, payload, pid))
-        except Exception as error:
-            log.warning("the listener on %r lost its connection: %s", self.channel, error)
+        except BaseException as error:
             self._drop()
+            if self._closed:
+                return
             self.gaps += 1
+            if not isinstance(error, Exception):
+                raise
+            log.warning("the listener on %r lost its connection: %s", self.channel, error)
 
     def _connect(self, seconds: float) -> None:
-        opener = self._house.opener
+        """Dial and subscribe; what fails is tried again after a pause of *seconds* at most."""
+        opener, driver = self._house.opener, self._house.driver
         state = State()
         try:
-            conn, _ = opener.dial(state)
-        except Exception as error:
-            if self._house.driver.is_permanent(error):
+            self._conn, _ = opener.dial(state)
+            self._house.turnaround.prepare(self._conn, state)
+            driver.listen(self._conn, self.channel)
+        except BaseException as error:
+            self._drop()
+            if not isinstance(error, Exception):
+                raise
+            if driver.is_permanent(error):
                 raise opener.refusal(error) from error
+            self._error = error
             config = self._house.config
             pause = min(config.connect_backoff * 2.0**self._failures, config.connect_backoff_max)
             self._failures = min(self._failures + 1, 30)
             log.warning("the listener on %r cannot connect: %s", self.channel, error)
             time.sleep(min(random.uniform(0, pause), seconds))
-            return
-        self._failures = 0
-        self._conn = conn
-        try:
-            self._house.turnaround.prepare(conn, state)
-            self._house.driver.listen(conn, self.channel)
-        except BaseException:
-            self._drop()
-            raise
+        else:
+            self._failures, self._error = 0, None
+            if self._closed:  # meanwhile, by another thread
+                self._drop()
 
     def _drop(self) -> None:
         conn, self._conn = self._conn, None

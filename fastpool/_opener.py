@@ -51,8 +51,12 @@ class Opener:
         self._turnaround = turnaround
         self._driver = driver
         self._name = name
-        self._calls: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._threads = 0
+        # starting: whoever has it may start a thread; nobody ever waits for it, but
+        # sets more, which the one who has it looks at afterwards.
+        self._starting = threading.Lock()
+        self._more = False
         self._stopped = False
         # not_before: no dial before this time, unless a caller asks for a probe.
         self._not_before = 0.0
@@ -83,56 +87,92 @@ class Opener:
         handlers: nothing here takes a lock that its own thread could hold."""
         if self._stopped:
             return
-        if self._threads < self.config.connect_concurrency:
-            self._threads += 1
-            _thread.start_new_thread(self._run, ())
-        if self._calls.qsize() < self._threads:
-            self._calls.put(True)
+        self._more = True
+        while self._more and self._starting.acquire(blocking=False):
+            try:
+                self._more = False
+                if self._threads < self.config.connect_concurrency:
+                    _thread.start_new_thread(self._run, ())
+                    self._threads += 1
+            finally:
+                self._starting.release()
+        if self._calls.qsize() <= self._threads:
+            self._calls.put(None)
 
     def stop(self) -> None:
         """End the threads, each when its dial is over. Idempotent."""
         self._stopped = True
-        for _ in range(self._threads):
-            self._calls.put(False)
+        for _ in range(self._threads + 1):  # one may be starting
+            self._calls.put(None)
 
     # -- one thread ------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopped:
-            if not self._may_dial():
+        while not self._stopped and not self._leaves():
+            left = self._not_before - time.monotonic()
+            if left > 0:
+                self._pause(left)
                 continue
-            entry = self._core.begin_dial()
+            entry = None
+            if not (self.failing_fast and self._core.connecting):
+                entry = self._core.begin_dial()
             if entry is None:
                 self._calls.get()
-            else:
-                self._attempt(entry)
-        self._threads -= 1
+                self._hurry()
+                continue
+            if not self._failures and self._core.deficit() > 0:
+                self.wake()
+            self._attempt(entry)
 
-    def _may_dial(self) -> bool:
-        """Sit out what is left of the backoff."""
-        left = self._not_before - time.monotonic()
-        if left <= 0:
-            return True
+    def _leaves(self) -> bool:
+        """Is this thread one too many, since ``connect_concurrency`` was lowered?"""
+        if self._threads <= self.config.connect_concurrency:
+            return False
+        with self._starting:
+            if self._threads <= self.config.connect_concurrency:
+                return False
+            self._threads -= 1
+        self._calls.put(None)  # what woke this one is for another
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        """Sit out the backoff; a call shortens it."""
         try:
-            asked = self._calls.get(timeout=left)
+            self._calls.get(timeout=seconds)
         except queue.Empty:
-            return True
-        return asked and time.monotonic() - self._attempted >= _PROBE_AFTER
+            return
+        self._hurry()
+
+    def _hurry(self) -> None:
+        """Somebody asks: dial soon, whatever is left of the backoff."""
+        pause = _PROBE_AFTER if self.permanent is None else PERMANENT_FOR
+        self._not_before = min(self._not_before, self._attempted + pause)
+
+    @property
+    def failing_fast(self) -> bool:
+        """Down for ``fail_fast_after``: callers do not wait, one probe at a time."""
+        limit, since = self.config.fail_fast_after, self.down_since
+        return limit is not None and since is not None and time.monotonic() - since >= limit
 
     def _attempt(self, entry: Entry) -> None:
         started = self._attempted = time.monotonic()
         self.dials += 1
+        if self.failing_fast and self.permanent is None:
+            self._core.refuse(self.last_error, math.inf)  # this probe may take long
         try:
             conn, entry.host = self.dial(entry.state)
         except BaseException as error:
             self._core.forget(entry)
             self._failed(error)
+            if self._stopped:
+                self._core.house.disposed()  # that was perhaps the last slot
             return
-        self._core.adopt(entry, conn, self._driver.fileno(conn))
         self._note_encryption(conn)
         try:
+            # Part of the dial: who waits for it should not have another one begun.
             self._turnaround.prepare(conn, entry.state)
         except BaseException as error:
+            self._core.adopt(entry, conn, self._driver.fileno(conn))
             self._core.retire(entry, entry.holder, "after_connect")
             self._failed(error)
             return
@@ -142,8 +182,10 @@ class Opener:
         self.dial_time += self.last_success_at - started
         self.down_since = self.permanent = None
         self.age(entry)
+        # Last of all, and together: in between nobody dials and nobody is served.
+        self._core.adopt(entry, conn, self._driver.fileno(conn))
         self._core.put(entry)
-        self._tell()
+        self.tell()
 
     def _note_encryption(self, conn: Any) -> None:
         was, self.encryption = self.encryption, self._driver.encryption(conn)
@@ -161,7 +203,8 @@ class Opener:
         lifetime = math.inf if limit is None else limit - random.uniform(0, jitter)
         self._core.limit_age(entry, entry.born + lifetime)
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Let those look who wait for dials."""
         with self.progress:
             self.progress.notify_all()
 
@@ -215,19 +258,23 @@ class Opener:
         self._not_before = now + (max(pause, PERMANENT_FOR) if permanent else pause)
         if permanent:
             self._core.refuse(error, self._core.now() + PERMANENT_FOR)
-        elif config.fail_fast_after is not None and now - self.down_since >= config.fail_fast_after:
-            self._core.refuse(error, self._core.now() + config.connect_backoff_max)
+        elif self.failing_fast:
+            self._core.refuse(error, math.inf)
         log.warning(
             "pool %r: cannot connect (%s failure in a row: %d): %s",
             self._name,
             "permanent" if permanent else "temporary",
             self._failures,
-            error,
+            describe(error),
         )
-        self._tell()
+        self.tell()
 
     def refusal(self, error: BaseException) -> ConnectFailed:
-        """A fresh exception for one caller, in the server's words."""
+        """A fresh exception for one caller, in the server's words. While the
+        pool fails fast, nobody waits: then a refused caller asks for a probe."""
+        if self.permanent is None:
+            self._core.ask()
+            self.wake()
         failed = ConnectFailed(
             f"pool {self._name!r}: cannot connect: {describe(error)}",
             sqlstate=self._driver.sqlstate(error),

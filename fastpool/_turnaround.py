@@ -24,14 +24,14 @@ from .config import PoolConfig
 from .drivers.base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION, Driver
 from .errors import PoolError, TransactionAborted
 
-__all__ = ["Isolation", "Transaction", "Turnaround"]
+__all__ = ["DEAD", "Isolation", "Transaction", "Turnaround", "transaction_modes"]
 
 log = logging.getLogger("fastpool")
 
 Isolation = Literal["read uncommitted", "read committed", "repeatable read", "serializable"]
 
 _ISOLATION = ("read uncommitted", "read committed", "repeatable read", "serializable")
-_DEAD = (
+DEAD = (
     getattr(select, "POLLRDHUP", 0)
     | getattr(select, "POLLHUP", 0)
     | getattr(select, "POLLERR", 0)
@@ -62,15 +62,15 @@ class Turnaround:
     def admit(self, entry: Entry) -> str | None:
         """``None`` when the connection may be handed out, else why not."""
         self.queueing()
-        if entry.expires <= self.core.now():
+        now = self.core.now()
+        if entry.expires <= now:
             return "max_lifetime"
         if entry.generation != self.core.generation:
             return "drained"
         events = self.events(entry) if self.config.check else 0
-        if events & _DEAD:
+        if events & DEAD:
             return "dead"
-        overdue = self.core.check_after <= self.core.now() - entry.since
-        if (events or overdue or self.config.check == "ping") and not self.alive(entry):
+        if (events or entry.due <= now or self.config.check == "ping") and not self.alive(entry):
             return "dead"
         hook = self.config.before_acquire
         if hook is not None:
@@ -162,13 +162,13 @@ class Turnaround:
     def finish(self, entry: Entry) -> None:
         """A block ended well: commit what is open."""
         flags = entry.state.flags
-        if flags & FAILED:
+        if flags & (BUSY | DIRTY | CLOSED):
+            if flags & TRANSACTION:
+                raise _lost()
+        elif flags & FAILED:
             self.driver.control(entry.conn, "ROLLBACK")
-            raise TransactionAborted(
-                "the block ended well, but a statement in it had failed and the server "
-                "rolled its transaction back"
-            )
-        if flags & TRANSACTION and not flags & (BUSY | DIRTY | CLOSED):
+            raise _aborted()
+        elif flags & TRANSACTION:
             self.commit(entry)
 
     def commit(self, entry: Entry) -> None:
@@ -217,6 +217,22 @@ class Turnaround:
             self._hooking.hook = None
 
 
+def transaction_modes(
+    isolation: Isolation | None, read_only: bool | None, deferrable: bool | None
+) -> list[str]:
+    """What follows BEGIN. Raises ``ValueError`` for an unknown *isolation*."""
+    modes = []
+    if isolation is not None:
+        if str(isolation).lower() not in _ISOLATION:
+            raise ValueError(f"isolation: expected one of {_ISOLATION}, not {isolation!r}")
+        modes.append(f"ISOLATION LEVEL {isolation.upper()}")
+    if read_only is not None:
+        modes.append("READ ONLY" if read_only else "READ WRITE")
+    if deferrable is not None:
+        modes.append("DEFERRABLE" if deferrable else "NOT DEFERRABLE")
+    return modes
+
+
 class Transaction:
     """A transaction block on a held connection; inner ones are SAVEPOINTs.
 
@@ -237,16 +253,7 @@ class Transaction:
         self._turnaround = turnaround
         self._lease = lease
         self._savepoint = ""
-        modes = []
-        if isolation is not None:
-            if str(isolation).lower() not in _ISOLATION:
-                raise ValueError(f"isolation: expected one of {_ISOLATION}, not {isolation!r}")
-            modes.append(f"ISOLATION LEVEL {isolation.upper()}")
-        if read_only is not None:
-            modes.append("READ ONLY" if read_only else "READ WRITE")
-        if deferrable is not None:
-            modes.append("DEFERRABLE" if deferrable else "NOT DEFERRABLE")
-        self._modes = modes
+        self._modes = transaction_modes(isolation, read_only, deferrable)
 
     def _entry(self) -> Entry:
         return self._lease._entry_of(self._turnaround.core)
@@ -267,26 +274,52 @@ class Transaction:
         return self._lease
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
-        turnaround = self._turnaround
+        if exc_type is None:
+            self._end()
+        else:
+            try:
+                self._undo()
+            except Exception as error:
+                # The block's own exception says more; the release sees to the rest.
+                log.info("pool %r: a rollback failed: %s", self._turnaround.name, error)
+
+    def _end(self) -> None:
+        entry = self._entry()
+        flags = entry.state.flags
+        if flags & (BUSY | DIRTY | CLOSED):
+            raise _lost()
+        if flags & FAILED:
+            self._undo()
+            raise _aborted()
+        if not flags & TRANSACTION:
+            return  # the user has ended it
+        if self._savepoint:
+            self._turnaround.driver.control(entry.conn, f"RELEASE SAVEPOINT {self._savepoint}")
+        else:
+            self._turnaround.commit(entry)
+
+    def _undo(self) -> None:
         entry = self._entry()
         flags = entry.state.flags
         if flags & (BUSY | DIRTY | CLOSED) or not flags & TRANSACTION:
-            # Out of sync: the release closes it. Ended already: by the user.
-            return
-        control = turnaround.driver.control
+            return  # the release closes it, or the user has ended it
+        control = self._turnaround.driver.control
         if self._savepoint:
-            if exc_type is None and not flags & FAILED:
-                control(entry.conn, f"RELEASE SAVEPOINT {self._savepoint}")
-                return
             control(entry.conn, f"ROLLBACK TO SAVEPOINT {self._savepoint}")
             control(entry.conn, f"RELEASE SAVEPOINT {self._savepoint}")
-        elif exc_type is None and not flags & FAILED:
-            turnaround.commit(entry)
-            return
         else:
             control(entry.conn, "ROLLBACK")
-        if exc_type is None:
-            raise TransactionAborted(
-                "the block ended well, but a statement in it had failed and the server "
-                "rolled its transaction back"
-            )
+
+
+def _aborted() -> TransactionAborted:
+    return TransactionAborted(
+        "the block ended well, but a statement in it had failed and the server "
+        "rolled its transaction back"
+    )
+
+
+def _lost() -> TransactionAborted:
+    return TransactionAborted(
+        "the block ended well, but its connection was lost before the COMMIT",
+        outcome="unknown",
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import logging
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 from . import _impl
 from ._house import House
 from ._impl import Checkout
-from ._turnaround import Isolation
+from ._opener import PERMANENT_FOR
+from ._turnaround import Isolation, transaction_modes
 from .config import PoolConfig
 from .conninfo import DatabaseConfig, resolve
 from .drivers.base import Driver
@@ -64,6 +66,8 @@ class PoolView(Checkout, Generic[ConnT]):
     """A pool's checkout on certain terms: see :meth:`Pool.within`."""
 
     _house: House
+    # pool: what a view was made from; a pool ends when nobody has it.
+    _pool: PoolView[ConnT]
 
     if TYPE_CHECKING:
         # Inherited from the core, which cannot know the connection's class.
@@ -78,6 +82,7 @@ class PoolView(Checkout, Generic[ConnT]):
         """
         view: PoolView[ConnT] = PoolView(self._core, timeout)
         view._house = self._house
+        view._pool = self
         return view
 
     def run(self, sql: str, /, **params: Any) -> Any:
@@ -115,6 +120,7 @@ class PoolView(Checkout, Generic[ConnT]):
         ``"repeatable read"`` or ``"serializable"``; see the PostgreSQL manual,
         "SET TRANSACTION".
         """
+        transaction_modes(isolation, read_only, deferrable)  # wrong ones cost no connection
         options: dict[str, Any] = {
             "isolation": isolation,
             "read_only": read_only,
@@ -181,32 +187,33 @@ class Pool(PoolView[ConnT]):
                 rows = conn.run("SELECT id FROM t WHERE a = :a", a=1)
     """
 
-    if TYPE_CHECKING:
-
-        @overload
-        def __new__(
-            cls,
-            conninfo: str = "",
-            *,
-            driver: None = None,
-            name: str | None = None,
-            **settings: Any,
-        ) -> Pool[NativeConnection]: ...
-        @overload
-        def __new__(
-            cls,
-            conninfo: str = "",
-            *,
-            driver: Driver[ConnT],
-            name: str | None = None,
-            **settings: Any,
-        ) -> Pool[ConnT]: ...
-        @overload
-        def __new__(
-            cls, conninfo: str = "", *, driver: str, name: str | None = None, **settings: Any
-        ) -> Pool[Any]: ...
-        def __new__(cls, *args: Any, **kwargs: Any) -> Any: ...
-
+    @overload
+    def __init__(
+        self: Pool[NativeConnection],
+        conninfo: str = "",
+        *,
+        driver: None = None,
+        name: str | None = None,
+        **settings: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        driver: Driver[ConnT],
+        name: str | None = None,
+        **settings: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: Pool[Any],
+        conninfo: str = "",
+        *,
+        driver: Driver[Any] | str | None = None,
+        name: str | None = None,
+        **settings: Any,
+    ) -> None: ...
     def __init__(
         self,
         conninfo: str = "",
@@ -263,21 +270,28 @@ class Pool(PoolView[ConnT]):
         """
         core, opener = self._core, self._house.opener
         began = time.monotonic()
+        self._house.open()
+        opener.wake()
 
         def ready() -> bool:
             return core.idle + core.leased + core.held >= core.min_size
 
+        def permanent() -> BaseException | None:
+            fresh = opener.last_error_at > began - PERMANENT_FOR
+            return opener.permanent if fresh else None
+
         def over() -> bool:
-            return ready() or core.phase != 1 or opener.permanent is not None
+            return ready() or core.phase != 1 or permanent() is not None
 
         with opener.progress:
-            opener.progress.wait_for(over, timeout)
-        if ready():
-            return
+            opener.progress.wait_for(over, min(timeout, threading.TIMEOUT_MAX))
         if core.phase != 1:
             raise self._house.refusal("closed", timeout, 0.0, None)
-        if opener.permanent is not None:
-            raise opener.refusal(opener.permanent)
+        if ready():
+            return
+        error = permanent()
+        if error is not None:
+            raise opener.refusal(error)
         raise self._house.refusal("timeout", timeout, time.monotonic() - began, None)
 
     def close(self, timeout: float = 30.0) -> None:
@@ -302,11 +316,9 @@ class Pool(PoolView[ConnT]):
         if house is None or sys.is_finalizing():
             return
         if house.core.phase == 1:
+            house.drop()
             message = f"pool {house.name!r} was never closed"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
-            house.drop()
-        elif not house.keeper.started:
-            house.keeper.stop()
 
     # -- the living pool -------------------------------------------------------
 
@@ -333,7 +345,7 @@ class Pool(PoolView[ConnT]):
         self._core.drain()
         self._house.wanted()
 
-    def invalidate(self, conn: ConnT) -> None:
+    def invalidate(self, conn: ConnT | Lease[ConnT]) -> None:
         """Close a held connection instead of keeping it.
 
         *conn* is what :meth:`connection` or :meth:`acquire` gave. Afterwards it
@@ -342,7 +354,7 @@ class Pool(PoolView[ConnT]):
         entry = _lease(conn)._entry_of(self._core)
         self._core.retire(entry, entry.holder, "invalidated")
 
-    def detach(self, conn: ConnT) -> ConnT:
+    def detach(self, conn: ConnT | Lease[ConnT]) -> ConnT:
         """Take a held connection out of the pool, for good.
 
         Returns the driver's connection, which is the caller's to close; *conn*
@@ -352,6 +364,7 @@ class Pool(PoolView[ConnT]):
         driver_connection: ConnT = entry.conn
         self._core.detach(entry, entry.holder)
         self._house.wanted()
+        self._house.disposed()  # a closing pool waits for the slot
         return driver_connection
 
     # -- what is known ---------------------------------------------------------

@@ -12,6 +12,7 @@ asks them for status and in-flight state just the same::
 from __future__ import annotations
 
 import itertools
+import math
 import select
 import socket
 import threading
@@ -82,6 +83,10 @@ class StubConnection:
         state.leave(flags)
         return sql
 
+    def close(self) -> None:
+        """Close it; for one that was detached from its pool."""
+        self.driver.abandon(self)
+
     def kill(self) -> None:
         """The server ends the session; the pool's next look finds it dead."""
         self.closed = True
@@ -95,7 +100,8 @@ class StubDriver:
     """A driver whose connections are :class:`StubConnection`.
 
     *connect_delay*, *control_delay*, *ping_delay* are seconds that the step
-    takes. With *sockets* each connection has a real socket to poll, so that
+    takes; a dial and a ping end with ``TimeoutError`` when their time is up. With
+    *sockets* each connection has a real socket to poll, so that
     :meth:`StubConnection.kill` is noticed as a real server's close is.
     """
 
@@ -130,6 +136,7 @@ class StubDriver:
         self._script: dict[str, deque[BaseException]] = {}
         self._numbers = itertools.count(1)
         self._lock = threading.Lock()
+        self._open: set[StubConnection] = set()
         self._pairs: dict[StubConnection, tuple[socket.socket, socket.socket]] = {}
 
     def fail(self, step: Step, error: BaseException | None = None, *, times: int = 1) -> None:
@@ -142,14 +149,18 @@ class StubDriver:
         """Forget all failures that have not happened yet."""
         self._script.clear()
 
-    def _step(self, step: str) -> None:
-        self.counts[step] += 1
+    def _step(self, step: str, limit: float = math.inf) -> None:
+        """One step, which may last until the time *limit*."""
+        with self._lock:
+            self.counts[step] += 1
         delay = self.delays.get(step, 0.0)
         if delay:
-            time.sleep(delay)
+            time.sleep(max(0.0, min(delay, limit - time.monotonic())))
         gate = self.gates.get(step)
         if gate is not None:
-            gate.wait()
+            gate.wait(None if limit == math.inf else max(0.0, limit - time.monotonic()))
+        if time.monotonic() >= limit:
+            raise TimeoutError(f"{step} took too long")
         try:
             error = self._script[step].popleft()
         except (KeyError, IndexError):
@@ -164,7 +175,7 @@ class StubDriver:
             self.most_open = max(self.most_open, self.open_now)
         self.params.append(params)
         try:
-            self._step("connect")
+            self._step("connect", deadline)
         except BaseException:
             with self._lock:
                 self.open_now -= 1
@@ -172,6 +183,7 @@ class StubDriver:
         conn = StubConnection(self, state, next(self._numbers))
         if self.sockets:
             self._pairs[conn] = socket.socketpair()
+        self._open.add(conn)
         self.connections.append(conn)
         return conn
 
@@ -196,7 +208,11 @@ class StubDriver:
         conn._run(sql)
 
     def ping(self, conn: StubConnection, timeout: float) -> None:
-        self._step("ping")
+        try:
+            self._step("ping", time.monotonic() + timeout)
+        except BaseException:
+            conn._state.leave(DIRTY)
+            raise
         if conn.closed:
             conn._state.leave(CLOSED)
             raise StubError("connection lost")
@@ -243,7 +259,9 @@ class StubDriver:
             end.close()
         conn._state.leave(conn._state.flags | CLOSED)
         with self._lock:
-            self.open_now -= 1
+            if conn in self._open:
+                self._open.discard(conn)
+                self.open_now -= 1
 
     def _silence(self, conn: StubConnection) -> None:
         pair = self._pairs.get(conn)
