@@ -59,7 +59,7 @@ from pg8000.core import (
     CoreConnection,
     scramp,
 )
-from pg8000.exceptions import InterfaceError
+from pg8000.exceptions import DatabaseError, InterfaceError
 
 from ._socket import TLS, LimitPassed, Refused, Socket, TLSSocket, stepwise
 from .base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION, ConnState, Wait
@@ -410,10 +410,14 @@ class Connection(CoreConnection):  # type: ignore[misc]
         try:
             yield -1, 0
             sock, flags = self._usock, state.flags
-            if sock is None or flags & CLOSED:
+            if sock is None:
                 return
-            if flags & (BUSY | DIRTY):
-                yield from self._cancelling()
+            if flags & (BUSY | DIRTY) and not isinstance(self._broken, DatabaseError):
+                # Also when the connection is lost: the server may not know it yet.
+                with contextlib.suppress(OSError, InterfaceError):
+                    yield from self._cancelling()
+            if flags & CLOSED:
+                return
             if flags & BUSY:
                 # Another thread is inside. Reading here would take bytes of its
                 # answer, writing would end up in the middle of its message.

@@ -1,0 +1,202 @@
+"""What the tests on a real PostgreSQL share: a second pair of eyes, and interrupts."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pg8000.native
+
+from fastpool import Pool
+from fastpool.testing import LocalPostgres
+
+__all__ = [
+    "FULL",
+    "Admin",
+    "Interrupt",
+    "Proxy",
+    "eventually",
+    "interrupt",
+    "report",
+    "run_threads",
+    "whole",
+]
+
+FULL = os.environ.get("FASTPOOL_FULL") == "1"
+"""Run the long tests at full length."""
+
+
+class Interrupt(BaseException):
+    """What :func:`interrupt` raises: no ``Exception``, as KeyboardInterrupt is none."""
+
+
+def interrupt(thread: int) -> None:
+    """Raise :class:`Interrupt` in the thread with this identifier, wherever it is."""
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Interrupt))
+
+
+def report(text: str) -> None:
+    """Tell a figure; ``pytest -rA`` or ``-s`` shows it."""
+    print(text)
+
+
+def eventually(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> None:
+    """Wait until *condition* holds; fail with *what* after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
+        time.sleep(0.002)
+
+
+def run_threads(works: Iterable[Callable[[], object]], timeout: float = 90.0) -> None:
+    """Run each in a thread of its own, to the end; the first exception is raised."""
+    errors: list[BaseException] = []
+
+    def guarded(work: Callable[[], object]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(work,), daemon=True) for work in works]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + timeout
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if errors:
+        raise errors[0]
+    assert not any(thread.is_alive() for thread in threads), f"a thread hangs after {timeout:g} s"
+
+
+def whole(pool: Pool[Any]) -> bool:
+    """Nobody holds anything, nobody waits, and every slot is idle or free."""
+    stats = pool.stats()
+    return stats.size == stats.idle and stats.waiting == 0
+
+
+class Admin:
+    """A connection beside the pool, by plain pg8000, that sees all others."""
+
+    def __init__(self, server: LocalPostgres) -> None:
+        self._conn = pg8000.native.Connection(
+            server.user,
+            host=server.host,
+            port=server.port,
+            database=server.dbname,
+            password=server.password,
+            ssl_context=False,
+            application_name="admin",
+        )
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Close the connection."""
+        with contextlib.suppress(pg8000.native.InterfaceError):
+            self._conn.close()
+
+    def run(self, sql: str, **params: Any) -> Any:
+        """The rows of *sql*."""
+        with self._lock:
+            return self._conn.run(sql, **params)
+
+    def value(self, sql: str, **params: Any) -> Any:
+        """The first value of the first row."""
+        return self.run(sql, **params)[0][0]
+
+    def backends(self, name: str) -> set[int]:
+        """The process IDs of the sessions whose application_name is *name*."""
+        sql = "SELECT pid FROM pg_stat_activity WHERE application_name = :name"
+        return {pid for (pid,) in self.run(sql, name=name)}
+
+    def kill(self, pids: Iterable[int]) -> None:
+        """Terminate these sessions and wait until they are gone."""
+        victims = list(pids)
+        for pid in victims:
+            self.run("SELECT pg_terminate_backend(:pid)", pid=pid)
+        eventually(lambda: not any(map(self.alive, victims)), f"the backends {victims} are gone")
+
+    def alive(self, pid: int) -> bool:
+        """Whether a session with this process ID exists."""
+        return bool(self.value("SELECT count(*) FROM pg_stat_activity WHERE pid = :pid", pid=pid))
+
+    def running(self, pid: int) -> str:
+        """The statement that this session is executing, empty when it is not."""
+        sql = "SELECT query FROM pg_stat_activity WHERE pid = :pid AND state = 'active'"
+        rows = self.run(sql, pid=pid)
+        return rows[0][0] if rows else ""
+
+
+class Proxy:
+    """A TCP proxy in front of the server that counts flights, and can go wrong.
+
+    A flight is everything one client sends until the server answers: there are
+    as many round trips as flights. Counted over all connections.
+    """
+
+    def __init__(self, server: LocalPostgres) -> None:
+        self._server = server
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._clients: list[socket.socket] = []
+        self._servers: list[socket.socket] = []
+        self._frozen = False
+        self._cut: set[socket.socket] = set()
+        self.flights = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def dsn(self) -> str:
+        """The server by way of this proxy."""
+        port = self._listener.getsockname()[1]
+        return f"postgresql://{self._server.user}@127.0.0.1:{port}/postgres?sslmode=disable"
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection((self._server.host, self._server.port))
+                self._clients.append(client)
+                self._servers.append(server)
+                speaker = [server]  # who spoke last
+                for pair in ((client, server), (server, client)):
+                    threading.Thread(target=self._copy, args=(*pair, speaker), daemon=True).start()
+
+    def _copy(
+        self, source: socket.socket, sink: socket.socket, speaker: list[socket.socket]
+    ) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                if self._frozen:
+                    continue
+                if speaker[0] is not source:
+                    speaker[0] = source
+                    self.flights += source in self._clients
+                sink.sendall(data)
+            if not self._frozen and source not in self._cut:
+                sink.shutdown(socket.SHUT_WR)
+
+    def freeze(self) -> None:
+        """From now on nothing comes through, not even the end of a connection."""
+        self._frozen = True
+
+    def cut(self) -> None:
+        """Hang up on the clients now connected; the server does not hear of it."""
+        for sock in set(self._clients) - self._cut:
+            self._cut.add(sock)
+            sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close everything."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for sock in self._clients + self._servers:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
