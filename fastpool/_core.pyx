@@ -59,7 +59,7 @@ from cython.cimports.fastpool._core_c import (
 )
 
 if not cython.compiled:
-    from fastpool._runtime import coarse, ident, monotonic, nap, poll, site, token
+    from fastpool._runtime import caller, coarse, ident, monotonic, nap, poll, site, token
 from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
@@ -365,8 +365,10 @@ class Lease:
         raise TypeError("a Lease is made by a pool: use pool.connection() or pool.acquire()")
 
     def __enter__(self) -> Any:
+        terms: Terms
         if self._entry is NO_ENTRY:
-            self._terms.core._checkout(self, self._terms.timeout, False)
+            terms = self._terms
+            terms.core._checkout(self, terms.timeout, False)
         else:
             # A lease lives once: what was taken from it must not come alive again.
             self._held()
@@ -374,10 +376,16 @@ class Lease:
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         entry: Entry = self._entry
-        if exc_type is None and entry.state.flags != 0 and self._terms.commits:
+        core: Core = self._terms.core
+        verdict: cython.int
+        if entry.state.flags != 0 and exc_type is None and self._terms.commits:
             self._finish()
         else:
-            self._terms.core._give_back(self)
+            verdict = core._put(
+                entry, token(self), coarse() if core.clock is None else core.clock()
+            )
+            if verdict != KEPT:
+                core._after(entry, -token(self), verdict)
 
     def _finish(self) -> None:
         """The block ended well; commit what is open, and release in any case."""
@@ -467,13 +475,13 @@ class Lease:
     def __dealloc__(self) -> None:
         # No reference to self may leave here; entry and waiter are whole, since
         # a lease is not tracked by the garbage collector.
+        entry: Entry = self._entry
         mine: cython.Py_ssize_t = token(self)
-        if self._entry is not None and (
-            self._entry.holder == mine
-            or self._entry.holder == -mine
-            or self._waiter is not NO_WAITER
-        ):
-            self._terms.core._lost(self._entry, self._waiter, mine)
+        if entry is NO_ENTRY:
+            if self._waiter is not NO_WAITER:
+                self._terms.core._lost(entry, self._waiter, mine)
+        elif entry is not None and (entry.holder == mine or entry.holder == -mine):
+            self._terms.core._lost(entry, NO_WAITER, mine)
 
 
 @cython.final
@@ -536,15 +544,16 @@ if not cython.compiled:
 @cython.cfunc
 @cython.inline
 def _lease(terms: Terms) -> Lease:
-    lease: Lease = Lease.__new__(Lease)
+    lease: Lease
     if cython.compiled:
+        lease = Lease.__new__(Lease)
         lease._terms = terms
         lease._entry = NO_ENTRY
         lease._waiter = NO_WAITER
     else:
+        lease = Lease.__new__(Lease)
         _set_terms(lease, terms)
-        _set_entry(lease, NO_ENTRY)
-        _set_waiter(lease, NO_WAITER)
+        _set_entry(lease, NO_ENTRY)  # an unset waiter reads as none
     return lease
 
 
@@ -823,6 +832,7 @@ class Core:
     @cython.cfunc
     def _checkout(self, lease: Lease, timeout: cython.double, tries: cython.bint) -> cython.bint:
         """Give *lease* a connection. False only when it *tries* and there is none."""
+        entry: Entry
         lasti: cython.int = -1
         since: cython.double = -1.0
         now: cython.double = coarse() if self.clock is None else self.clock()
@@ -830,19 +840,32 @@ class Core:
         if cython.compiled:
             code = site(_skip, cython.address(lasti))
         else:
-            frame = site(_skip, 3)
             code = None
-            if frame is not None:
+            try:
+                frame = caller(2)
+                if frame.f_globals is _skip:
+                    frame = site(_skip, frame)
                 code = frame.f_code
                 lasti = frame.f_lasti
-        while self._take(lease, now, thread, code, lasti):
-            if self._fits(lease, now):
+            except (AttributeError, ValueError):
+                pass  # called by no Python code: the first function of a raw thread
+        while self._take(lease, now, thread, code, lasti) or self._queue_up(
+            lease, timeout, tries, since, thread, code, lasti
+        ):
+            entry = lease._entry
+            if (
+                entry.due > now
+                and not self.vets
+                and not (self.polls and entry.fd >= 0 and poll(entry.fd) != 0)
+            ) or self._admitted(lease, entry):
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
             # Looking at dead ones takes time; whoever came meanwhile stands behind.
-            since = now
-        return self._queue_up(lease, timeout, tries, since, thread, code, lasti)
+            if since < 0:
+                since = now
+            now = self._coarse()
+        return False
 
     @cython.cfunc
     @cython.inline
@@ -857,6 +880,7 @@ class Core:
     ) -> cython.bint:
         """The newest idle entry goes to *lease*: IDLE -> LEASED."""
         entry: Entry
+        state: State
         _replaced: object
         mine: cython.Py_ssize_t = token(lease)
         with cython.critical_section(self):
@@ -875,7 +899,8 @@ class Core:
             entry.above.below = entry.below
             entry.status = LEASED
             entry.holder = mine
-            entry.state.serial = (entry.state.serial | 1) + 2
+            state = entry.state
+            state.serial = (state.serial | 1) + 2
             entry.uses += 1
             entry.since = now
             entry.thread = thread
@@ -888,20 +913,8 @@ class Core:
         return True
 
     @cython.cfunc
-    @cython.inline
-    def _fits(self, lease: Lease, now: cython.double) -> cython.bint:
-        """May the connection of *lease* be used? If not it is retired."""
-        entry: Entry = lease._entry
-        if (
-            entry.due > now
-            and not self.vets
-            and not (self.polls and entry.fd >= 0 and poll(entry.fd) != 0)
-        ):
-            return True
-        return self._admitted(lease, entry)
-
-    @cython.cfunc
     def _admitted(self, lease: Lease, entry: Entry) -> cython.bint:
+        """May the connection of *lease* be used? If not it is retired."""
         try:
             reason = self.house.admit(entry)
         except BaseException:
@@ -916,16 +929,17 @@ class Core:
     def _give_back(self, lease: Lease) -> None:
         """Release: plain ones are one section; the others ask the house."""
         entry: Entry = lease._entry
-        now: cython.double = coarse() if self.clock is None else self.clock()
-        verdict: cython.int = self._put(entry, token(lease), now)
-        if verdict == KEPT:
-            return
+        self._after(entry, -token(lease), self._put(entry, token(lease), self._coarse()))
+
+    @cython.cfunc
+    def _after(self, entry: Entry, holder: cython.Py_ssize_t, verdict: cython.int) -> None:
+        """What is left to do when an entry was put, or, held by *holder*, was not."""
         if verdict == HANDED_ON:
             _nap()
         elif verdict == UNSETTLED:
-            self._settle(entry, -token(lease))
+            self._settle(entry, holder)
         elif verdict > UNSETTLED:
-            self.retire(entry, -token(lease), REASONS[verdict])
+            self.retire(entry, holder, REASONS[verdict])
 
     @cython.cfunc
     def _settle(self, entry: Entry, holder: cython.Py_ssize_t) -> None:
@@ -947,10 +961,10 @@ class Core:
     @cython.cfunc
     def _put_or_retire(self, entry: Entry, holder: cython.Py_ssize_t) -> None:
         verdict: cython.int = self._put(entry, holder, self._coarse())
-        if verdict == HANDED_ON:
-            _nap()
-        elif verdict >= UNSETTLED:
+        if verdict == UNSETTLED:
             self.retire(entry, holder, REASONS[verdict])
+        else:
+            self._after(entry, holder, verdict)
 
     @cython.cfunc
     @cython.inline
@@ -961,6 +975,7 @@ class Core:
         A lease's entry that stays is held by minus its token: only its own
         release, or its finalizer, goes on with it.
         """
+        state: State = entry.state
         waiter: Waiter
         _replaced: object
         verdict: cython.int
@@ -976,7 +991,7 @@ class Core:
             if entry.expires < due:
                 due = entry.expires
             since = now if returned else entry.since
-            if entry.state.flags != 0 or (self.settles and returned):
+            if state.flags != 0 or (self.settles and returned):
                 verdict = UNSETTLED
             elif entry.generation != self.generation:
                 verdict = STALE
@@ -986,7 +1001,7 @@ class Core:
                 verdict = WORN
             elif self.connecting + self.held + self.idle + self.leased > self.max_size:
                 verdict = SURPLUS
-            elif self._queue.after is not self._queue:
+            elif self.waiting > 0:
                 waiter = self._queue.after
                 waiter.after.before = waiter.before
                 waiter.before.after = waiter.after
@@ -995,7 +1010,7 @@ class Core:
                 self.leased += 1 - returned
                 entry.status = LEASED
                 entry.holder = waiter.token
-                entry.state.serial = (entry.state.serial | 1) + 2
+                state.serial = (state.serial | 1) + 2
                 entry.uses += 1
                 entry.since = now
                 entry.due = due
@@ -1025,7 +1040,7 @@ class Core:
                 self.idle += 1
                 entry.status = IDLE
                 entry.holder = 0
-                entry.state.serial = (entry.state.serial | 1) + 1
+                state.serial = (state.serial | 1) + 1
                 entry.since = since
                 entry.due = due
                 return KEPT
@@ -1034,7 +1049,7 @@ class Core:
                 self.held += 1
                 entry.status = HELD
                 entry.holder = -holder
-                entry.state.serial = (entry.state.serial | 1) + 1
+                state.serial = (state.serial | 1) + 1
         return verdict
 
     # -- waiting ---------------------------------------------------------------
@@ -1051,7 +1066,8 @@ class Core:
         lasti: cython.int,
     ) -> cython.bint:
         """Wait in line until a connection is given, or *timeout* seconds. The
-        caller has been here since *since*, or, negative, has just come."""
+        caller has been here since *since*, or, negative, has just come. False
+        only when it *tries*."""
         waiter: Waiter
         verdict: cython.int
         again: cython.bint = since >= 0
@@ -1066,9 +1082,7 @@ class Core:
             waiter = Waiter(token(lease), thread, code, lasti, since, lock.release)
             verdict = self._wait(lease, waiter, lock, timeout, again)
             if waiter.status == ASSIGNED:
-                if self._fits(lease, self._coarse()):
-                    return True
-                again = True
+                return True
             elif verdict == JOINED and waiter.status == AWAY:
                 raise self.house.refusal("timeout", timeout, self.now() - since, None)
             elif verdict == REFUSED or waiter.error is not None:
@@ -1077,9 +1091,7 @@ class Core:
                 raise self.house.refusal("closed", timeout, 0.0, None)
             elif verdict == LOOK_AGAIN:
                 if self._take(lease, self._coarse(), thread, code, lasti):
-                    if self._fits(lease, self._coarse()):
-                        return True
-                    again = True
+                    return True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
                     raise self.house.refusal("closed", timeout, 0.0, None)
@@ -1104,9 +1116,12 @@ class Core:
         """Join, wait, leave; how it ended is in *waiter*, if it could join."""
         verdict: cython.int = LOOK_AGAIN
         interrupted = True
+        # While it waits a lease has no entry: then its finalizer looks at the waiter.
         if cython.compiled:
+            lease._entry = NO_ENTRY
             lease._waiter = waiter
         else:
+            _set_entry(lease, NO_ENTRY)
             _set_waiter(lease, waiter)
         try:
             verdict = self._join(waiter, self._coarse(), timeout <= 0, again)
@@ -1297,9 +1312,9 @@ class Core:
         return True
 
     def retire_idle(self, reason: str) -> None:
-        """Retire all that is idle."""
-        while self._idle.below is not self._idle:
-            self.retire(self._idle.below, 0, reason)
+        """Retire all that is idle now; not what is put meanwhile."""
+        for entry in self.idle_entries():
+            self.retire(entry, 0, reason)
 
     def retire_leased(self, reason: str) -> list[Entry]:
         """Take every leased connection away from its holder; returns them."""

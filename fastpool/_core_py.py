@@ -46,7 +46,18 @@ from collections import deque
 from types import MethodType
 from typing import Any, Protocol
 
-from fastpool._runtime import Mutexed, coarse, ident, monotonic, nap, poll, section, site, token
+from fastpool._runtime import (
+    Mutexed,
+    caller,
+    coarse,
+    ident,
+    monotonic,
+    nap,
+    poll,
+    section,
+    site,
+    token,
+)
 from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
@@ -385,8 +396,10 @@ class Lease:
         raise TypeError("a Lease is made by a pool: use pool.connection() or pool.acquire()")
 
     def __enter__(self) -> Any:
+        terms: Terms
         if self._entry is NO_ENTRY:
-            self._terms.core._checkout(self, self._terms.timeout, False)
+            terms = self._terms
+            terms.core._checkout(self, terms.timeout, False)
         else:
             # A lease lives once: what was taken from it must not come alive again.
             self._held()
@@ -394,10 +407,16 @@ class Lease:
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         entry: Entry = self._entry
-        if exc_type is None and entry.state.flags != 0 and self._terms.commits:
+        core: Core = self._terms.core
+        verdict: int
+        if entry.state.flags != 0 and exc_type is None and self._terms.commits:
             self._finish()
         else:
-            self._terms.core._give_back(self)
+            verdict = core._put(
+                entry, token(self), coarse() if core.clock is None else core.clock()
+            )
+            if verdict != KEPT:
+                core._after(entry, -token(self), verdict)
 
     def _finish(self) -> None:
         """The block ended well; commit what is open, and release in any case."""
@@ -484,13 +503,13 @@ class Lease:
     def __del__(self) -> None:
         # No reference to self may leave here; entry and waiter are whole, since
         # a lease is not tracked by the garbage collector.
+        entry: Entry = self._entry
         mine: int = token(self)
-        if self._entry is not None and (
-            self._entry.holder == mine
-            or self._entry.holder == -mine
-            or self._waiter is not NO_WAITER
-        ):
-            self._terms.core._lost(self._entry, self._waiter, mine)
+        if entry is NO_ENTRY:
+            if self._waiter is not NO_WAITER:
+                self._terms.core._lost(entry, self._waiter, mine)
+        elif entry is not None and (entry.holder == mine or entry.holder == -mine):
+            self._terms.core._lost(entry, NO_WAITER, mine)
 
 
 class Call:
@@ -544,10 +563,10 @@ _set_waiter = Lease._waiter.__set__  # type: ignore[attr-defined, misc]
 
 
 def _lease(terms: Terms) -> Lease:
-    lease: Lease = Lease.__new__(Lease)
+    lease: Lease
+    lease = Lease.__new__(Lease)
     _set_terms(lease, terms)
-    _set_entry(lease, NO_ENTRY)
-    _set_waiter(lease, NO_WAITER)
+    _set_entry(lease, NO_ENTRY)  # an unset waiter reads as none
     return lease
 
 
@@ -856,23 +875,37 @@ class Core(Mutexed):
 
     def _checkout(self, lease: Lease, timeout: float, tries: bool) -> bool:
         """Give *lease* a connection. False only when it *tries* and there is none."""
+        entry: Entry
         lasti: int = -1
         since: float = -1.0
         now: float = coarse() if self.clock is None else self.clock()
         thread: int = ident()
-        frame = site(_skip, 3)
         code = None
-        if frame is not None:
+        try:
+            frame = caller(2)
+            if frame.f_globals is _skip:
+                frame = site(_skip, frame)
             code = frame.f_code
             lasti = frame.f_lasti
-        while self._take(lease, now, thread, code, lasti):
-            if self._fits(lease, now):
+        except (AttributeError, ValueError):
+            pass  # called by no Python code: the first function of a raw thread
+        while self._take(lease, now, thread, code, lasti) or self._queue_up(
+            lease, timeout, tries, since, thread, code, lasti
+        ):
+            entry = lease._entry
+            if (
+                entry.due > now
+                and not self.vets
+                and not (self.polls and entry.fd >= 0 and poll(entry.fd) != 0)
+            ) or self._admitted(lease, entry):
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
             # Looking at dead ones takes time; whoever came meanwhile stands behind.
-            since = now
-        return self._queue_up(lease, timeout, tries, since, thread, code, lasti)
+            if since < 0:
+                since = now
+            now = self._coarse()
+        return False
 
     @section
     def _take(
@@ -885,6 +918,7 @@ class Core(Mutexed):
     ) -> bool:
         """The newest idle entry goes to *lease*: IDLE -> LEASED."""
         entry: Entry
+        state: State
         _replaced: object
         mine: int = token(lease)
         while True:
@@ -899,7 +933,8 @@ class Core(Mutexed):
         entry.above.below = entry.below
         entry.status = LEASED
         entry.holder = mine
-        entry.state.serial = (entry.state.serial | 1) + 2
+        state = entry.state
+        state.serial = (state.serial | 1) + 2
         entry.uses += 1
         entry.since = now
         entry.thread = thread
@@ -911,18 +946,8 @@ class Core(Mutexed):
         self.acquires += 1
         return True
 
-    def _fits(self, lease: Lease, now: float) -> bool:
-        """May the connection of *lease* be used? If not it is retired."""
-        entry: Entry = lease._entry
-        if (
-            entry.due > now
-            and not self.vets
-            and not (self.polls and entry.fd >= 0 and poll(entry.fd) != 0)
-        ):
-            return True
-        return self._admitted(lease, entry)
-
     def _admitted(self, lease: Lease, entry: Entry) -> bool:
+        """May the connection of *lease* be used? If not it is retired."""
         try:
             reason = self.house.admit(entry)
         except BaseException:
@@ -936,16 +961,16 @@ class Core(Mutexed):
     def _give_back(self, lease: Lease) -> None:
         """Release: plain ones are one section; the others ask the house."""
         entry: Entry = lease._entry
-        now: float = coarse() if self.clock is None else self.clock()
-        verdict: int = self._put(entry, token(lease), now)
-        if verdict == KEPT:
-            return
+        self._after(entry, -token(lease), self._put(entry, token(lease), self._coarse()))
+
+    def _after(self, entry: Entry, holder: int, verdict: int) -> None:
+        """What is left to do when an entry was put, or, held by *holder*, was not."""
         if verdict == HANDED_ON:
             _nap()
         elif verdict == UNSETTLED:
-            self._settle(entry, -token(lease))
+            self._settle(entry, holder)
         elif verdict > UNSETTLED:
-            self.retire(entry, -token(lease), REASONS[verdict])
+            self.retire(entry, holder, REASONS[verdict])
 
     def _settle(self, entry: Entry, holder: int) -> None:
         try:
@@ -965,10 +990,10 @@ class Core(Mutexed):
 
     def _put_or_retire(self, entry: Entry, holder: int) -> None:
         verdict: int = self._put(entry, holder, self._coarse())
-        if verdict == HANDED_ON:
-            _nap()
-        elif verdict >= UNSETTLED:
+        if verdict == UNSETTLED:
             self.retire(entry, holder, REASONS[verdict])
+        else:
+            self._after(entry, holder, verdict)
 
     @section
     def _put(self, entry: Entry, holder: int, now: float) -> int:
@@ -978,6 +1003,7 @@ class Core(Mutexed):
         A lease's entry that stays is held by minus its token: only its own
         release, or its finalizer, goes on with it.
         """
+        state: State = entry.state
         waiter: Waiter
         _replaced: object
         verdict: int
@@ -992,7 +1018,7 @@ class Core(Mutexed):
         if entry.expires < due:
             due = entry.expires
         since = now if returned else entry.since
-        if entry.state.flags != 0 or (self.settles and returned):
+        if state.flags != 0 or (self.settles and returned):
             verdict = UNSETTLED
         elif entry.generation != self.generation:
             verdict = STALE
@@ -1002,7 +1028,7 @@ class Core(Mutexed):
             verdict = WORN
         elif self.connecting + self.held + self.idle + self.leased > self.max_size:
             verdict = SURPLUS
-        elif self._queue.after is not self._queue:
+        elif self.waiting > 0:
             waiter = self._queue.after
             waiter.after.before = waiter.before
             waiter.before.after = waiter.after
@@ -1011,7 +1037,7 @@ class Core(Mutexed):
             self.leased += 1 - returned
             entry.status = LEASED
             entry.holder = waiter.token
-            entry.state.serial = (entry.state.serial | 1) + 2
+            state.serial = (state.serial | 1) + 2
             entry.uses += 1
             entry.since = now
             entry.due = due
@@ -1041,7 +1067,7 @@ class Core(Mutexed):
             self.idle += 1
             entry.status = IDLE
             entry.holder = 0
-            entry.state.serial = (entry.state.serial | 1) + 1
+            state.serial = (state.serial | 1) + 1
             entry.since = since
             entry.due = due
             return KEPT
@@ -1050,7 +1076,7 @@ class Core(Mutexed):
             self.held += 1
             entry.status = HELD
             entry.holder = -holder
-            entry.state.serial = (entry.state.serial | 1) + 1
+            state.serial = (state.serial | 1) + 1
         return verdict
 
     # -- waiting ---------------------------------------------------------------
@@ -1066,7 +1092,8 @@ class Core(Mutexed):
         lasti: int,
     ) -> bool:
         """Wait in line until a connection is given, or *timeout* seconds. The
-        caller has been here since *since*, or, negative, has just come."""
+        caller has been here since *since*, or, negative, has just come. False
+        only when it *tries*."""
         waiter: Waiter
         verdict: int
         again: bool = since >= 0
@@ -1081,9 +1108,7 @@ class Core(Mutexed):
             waiter = Waiter(token(lease), thread, code, lasti, since, lock.release)
             verdict = self._wait(lease, waiter, lock, timeout, again)
             if waiter.status == ASSIGNED:
-                if self._fits(lease, self._coarse()):
-                    return True
-                again = True
+                return True
             elif verdict == JOINED and waiter.status == AWAY:
                 raise self.house.refusal("timeout", timeout, self.now() - since, None)
             elif verdict == REFUSED or waiter.error is not None:
@@ -1092,9 +1117,7 @@ class Core(Mutexed):
                 raise self.house.refusal("closed", timeout, 0.0, None)
             elif verdict == LOOK_AGAIN:
                 if self._take(lease, self._coarse(), thread, code, lasti):
-                    if self._fits(lease, self._coarse()):
-                        return True
-                    again = True
+                    return True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
                     raise self.house.refusal("closed", timeout, 0.0, None)
@@ -1118,6 +1141,8 @@ class Core(Mutexed):
         """Join, wait, leave; how it ended is in *waiter*, if it could join."""
         verdict: int = LOOK_AGAIN
         interrupted = True
+        # While it waits a lease has no entry: then its finalizer looks at the waiter.
+        _set_entry(lease, NO_ENTRY)
         _set_waiter(lease, waiter)
         try:
             verdict = self._join(waiter, self._coarse(), timeout <= 0, again)
@@ -1300,9 +1325,9 @@ class Core(Mutexed):
         return True
 
     def retire_idle(self, reason: str) -> None:
-        """Retire all that is idle."""
-        while self._idle.below is not self._idle:
-            self.retire(self._idle.below, 0, reason)
+        """Retire all that is idle now; not what is put meanwhile."""
+        for entry in self.idle_entries():
+            self.retire(entry, 0, reason)
 
     def retire_leased(self, reason: str) -> list[Entry]:
         """Take every leased connection away from its holder; returns them."""

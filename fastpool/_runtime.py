@@ -20,7 +20,18 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-__all__ = ["Mutexed", "coarse", "ident", "monotonic", "nap", "poll", "section", "site", "token"]
+__all__ = [
+    "Mutexed",
+    "caller",
+    "coarse",
+    "ident",
+    "monotonic",
+    "nap",
+    "poll",
+    "section",
+    "site",
+    "token",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +39,7 @@ monotonic = time.monotonic
 coarse = time.monotonic
 ident = threading.get_ident
 token = id
+caller = sys._getframe
 
 _ATOMIC = (
     sys.implementation.name == "cpython"
@@ -52,13 +64,8 @@ def nap() -> None:
     time.sleep(1e-9)
 
 
-def site(skip: object, depth: int) -> FrameType | None:
-    """The frame *depth* calls up, or the first above it whose globals are not *skip*."""
-    frame: FrameType | None
-    try:
-        frame = sys._getframe(depth)
-    except ValueError:  # called by no Python code: the first function of a raw thread
-        return None
+def site(skip: object, frame: FrameType | None) -> Any:
+    """The first frame from *frame* up whose globals are not *skip*, or ``None``."""
     while frame is not None and frame.f_globals is skip:
         frame = frame.f_back
     return frame

@@ -13,7 +13,7 @@ from typing import Any
 NOBODY, HOUSE = 0, 1
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
     name: int
     generation: int
@@ -27,7 +27,7 @@ class Entry:
     reason: str = ""
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiter:
     token: int
     since: float
@@ -36,7 +36,7 @@ class Waiter:
     error: object = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Model:
     settings: dict[str, Any]
     now: float

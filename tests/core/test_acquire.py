@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 import socket
@@ -234,6 +235,8 @@ def test_look_that_raises(make: MakeRig) -> None:
     rig.house.on_admit = broken
     with pytest.raises(LookupError, match="hook"):
         rig.acquire()
+    gc.collect()
+    assert "lost" not in rig.house.calls, "only the finalizer gave it back"
     rig.check()
     assert rig.core.idle == 1
 

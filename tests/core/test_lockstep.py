@@ -58,7 +58,8 @@ class Lockstep(RuleBasedStateMachine):
         self.waiters: list[list[Somebody]] = []
         self.known: list[Waiter] = []
         self.woken: list[list[int]] = [[] for _ in self.rigs]
-        self.numbers = iter(range(100, 10**6))
+        self.numbers = iter(range(100, TOKENS))
+        self.tokens = iter(range(TOKENS, 2 * TOKENS, 16))
         for rig in self.rigs:
             rig.house.on_admit = self.admit
             rig.house.on_settle = self.settle
@@ -279,8 +280,7 @@ class Lockstep(RuleBasedStateMachine):
         age=st.sampled_from([0.0, 0.0, 0.5, 3.0]),
     )
     def join(self, tries: bool, again: bool, age: float) -> None:
-        number = len(self.waiters)
-        waiter = Waiter(TOKENS + 16 * number, self.clock.now - age)
+        waiter = Waiter(next(self.tokens), self.clock.now - age)
         verdict = self.model.join(waiter, tries=tries, again=again)
         callers = [
             Somebody(rig, lambda n=n: self.woken[n].append(waiter.token), 0, waiter.token, age)

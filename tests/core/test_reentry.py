@@ -100,7 +100,7 @@ def test_cycles_that_drop_leases(make: MakeRig) -> None:
 
 
 def test_connections_that_die(make: MakeRig) -> None:
-    """A closed connection whose death takes another one, inside the taking of a third."""
+    """A connection whose death takes another one, inside the taking of that one."""
     rig = make(max_size=3, vets=True)
     died = 0
 
@@ -117,11 +117,11 @@ def test_connections_that_die(make: MakeRig) -> None:
         rig.core.put(entry)
 
     def admit(entry: Any) -> str | None:
-        # Buried while the caller still looks at it: he drops it as he takes the next.
+        # Out of the pool while the caller still looks at it: he drops it, and the
+        # connection with it, as he takes the next.
         if entry.uses > 1:
-            rig.core.retire(entry, entry.holder, "dead")
-            rig.bury()
-            return "dead"
+            rig.core.detach(entry, entry.holder)
+            return "detached"
         return None
 
     for _ in range(50):

@@ -224,6 +224,19 @@ def test_put_below_is_checked(make: MakeRig) -> None:
     rig.check_whole()
 
 
+def test_put_below_serves_who_waits(make: MakeRig) -> None:
+    """Who began to wait while a connection was looked after gets it."""
+    rig = make(1)
+    (entry,) = rig.core.idle_entries()
+    assert rig.core.hold(entry)
+    somebody = rig.waiter()
+    somebody.join()
+    rig.core.put_below(entry)
+    assert somebody.status == "assigned"
+    rig.check()
+    somebody.drop()
+
+
 def test_taken_from_the_middle(make: MakeRig) -> None:
     """Entries leave the middle and the ends of the idle ring without hurting the rest."""
     rig = make(5)
