@@ -38,6 +38,8 @@ PERMANENT_FOR = 1.0
 """Seconds for which callers get a permanent failure without a new dial."""
 _PERMANENT_BACKOFF = 30.0
 _PROBE_AFTER = 0.05
+_STARTING = 0.002
+"""Seconds in which a started thread is expected to show up."""
 
 
 class Opener:
@@ -52,11 +54,10 @@ class Opener:
         self._driver = driver
         self._name = name
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self._threads = 0
-        # starting: whoever has it may start a thread; nobody ever waits for it, but
-        # sets more, which the one who has it looks at afterwards.
-        self._starting = threading.Lock()
-        self._more = False
+        # running: the threads that have entered and not left, by their own word.
+        self._running: set[int] = set()
+        self._counting = threading.RLock()  # a finalizer may stop the pool in one of them
+        self._started_at = -math.inf
         self._stopped = False
         # not_before: no dial before this time, unless a caller asks for a probe.
         self._not_before = 0.0
@@ -83,31 +84,34 @@ class Opener:
         return self._turnaround.config
 
     def wake(self) -> None:
-        """A dial may be wanted. Safe anywhere, also in finalizers and signal
-        handlers: nothing here takes a lock that its own thread could hold."""
+        """A dial may be wanted. Safe anywhere, also in finalizers, in signal
+        handlers and where an interrupt strikes: it takes no lock, and whether
+        there is a thread is for the threads to say."""
         if self._stopped:
             return
-        self._more = True
-        while self._more and self._starting.acquire(blocking=False):
-            try:
-                self._more = False
-                if self._threads < self.config.connect_concurrency:
-                    _thread.start_new_thread(self._run, ())
-                    self._threads += 1
-            finally:
-                self._starting.release()
-        if self._calls.qsize() <= self._threads:
+        if time.monotonic() - self._started_at > _STARTING:
+            self._start()
+        if self._calls.qsize() <= len(self._running):
             self._calls.put(None)
+
+    def _start(self) -> None:
+        """One more thread, unless there are enough; one too many ends at once."""
+        if len(self._running) < self.config.connect_concurrency:
+            _thread.start_new_thread(self._run, ())
+            self._started_at = time.monotonic()
 
     def stop(self) -> None:
         """End the threads, each when its dial is over. Idempotent."""
         self._stopped = True
-        for _ in range(self._threads + 1):  # one may be starting
-            self._calls.put(None)
+        with self._counting:
+            for _ in self._running:
+                self._calls.put(None)
 
     # -- one thread ------------------------------------------------------------
 
     def _run(self) -> None:
+        if not self._enters():
+            return
         while not self._stopped and not self._leaves():
             left = self._not_before - time.monotonic()
             if left > 0:
@@ -121,17 +125,23 @@ class Opener:
                 self._hurry()
                 continue
             if not self._failures and self._core.deficit() > 0:
+                self._start()
                 self.wake()
             self._attempt(entry)
 
+    def _enters(self) -> bool:
+        with self._counting:
+            if self._stopped or len(self._running) >= self.config.connect_concurrency:
+                return False
+            self._running.add(_thread.get_ident())
+        return True
+
     def _leaves(self) -> bool:
         """Is this thread one too many, since ``connect_concurrency`` was lowered?"""
-        if self._threads <= self.config.connect_concurrency:
-            return False
-        with self._starting:
-            if self._threads <= self.config.connect_concurrency:
+        with self._counting:
+            if len(self._running) <= self.config.connect_concurrency:
                 return False
-            self._threads -= 1
+            self._running.discard(_thread.get_ident())
         self._calls.put(None)  # what woke this one is for another
         return True
 

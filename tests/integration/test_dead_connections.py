@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -145,6 +147,15 @@ def test_cut_in_a_query(make_pool: MakePool, proxy: Proxy, admin: Admin) -> None
     proxy.close()
 
 
+@pytest.fixture
+def _no_collection() -> Iterator[None]:
+    """No garbage is collected meanwhile: its finalizers would be interrupted as well."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("_no_collection")
 @pytest.mark.filterwarnings("ignore:.* was never released:ResourceWarning")
 @pytest.mark.parametrize("accident", ["", "BEGIN", "SET work_mem = '7MB'", "cut"])
 def test_interrupt_at_each_step_of_a_release(make_pool: MakePool, accident: str) -> None:

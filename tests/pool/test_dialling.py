@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections.abc import Callable
@@ -186,21 +187,19 @@ def test_few_dials_while_the_database_is_down(make: Make, driver: StubDriver) ->
     assert arrivals > driver.counts["connect"]
 
 
-def test_backoff_grows(make: Make, driver: StubDriver) -> None:
-    """Left alone the pauses grow: the dials of a second can be counted on the fingers."""
-    driver.fail("connect", Refused("nobody home"), times=FOREVER)
-    pool = make(min_size=1, connect_concurrency=1, connect_backoff=0.2, connect_backoff_max=1000.0)
-    opener = pool._house.opener
-    pauses: list[float] = []
-    pool.open()
-    for failures in range(1, 5):
-        with opener.progress:
-            assert opener.progress.wait_for(lambda: len(pauses) < opener._failures, PATIENCE)
-        pauses.append(opener._not_before - opener.last_error_at)
-        # Full jitter: anything from nothing to the limit, which doubles.
-        assert 0 <= pauses[-1] <= 0.2 * 2 ** (failures - 1)
-        opener._not_before = 0.0
-        pool._house.wanted()
+def test_backoff_grows(make: Make, driver: StubDriver, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each pause is drawn from nothing to a limit, which doubles up to the greatest."""
+    drawn_from: list[tuple[float, float]] = []
+
+    def draw(low: float, high: float) -> float:
+        drawn_from.append((low, high))
+        return low
+
+    monkeypatch.setattr(random, "uniform", draw)
+    driver.fail("connect", Refused("nobody home"), times=5)
+    pool = make(min_size=1, max_lifetime=None, connect_backoff=0.25, connect_backoff_max=1.5)
+    pool.open(wait=True)
+    assert drawn_from[:5] == [(0, limit) for limit in (0.25, 0.5, 1.0, 1.5, 1.5)]
 
 
 def test_a_newcomer_asks_for_a_probe(make: Make, driver: StubDriver) -> None:

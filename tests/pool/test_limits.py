@@ -13,6 +13,7 @@ import pytest
 from pool.kit import PATIENCE, Caller, eventually, filled, give_back, leases
 
 from fastpool import ConfigError, Pool, PoolTimeout, TooManyRequests
+from fastpool.drivers.base import DIRTY
 from fastpool.testing import StubConnection, StubDriver
 
 Make = Callable[..., Pool[StubConnection]]
@@ -389,6 +390,17 @@ def test_a_lost_connection_is_not_kept(make: Make, driver: StubDriver) -> None:
     with pool.connection() as conn:
         assert conn.number == 2
     eventually(lambda: driver.connections[0].closed)
+
+
+def test_nothing_is_said_out_of_step(make: Make, driver: StubDriver) -> None:
+    """On a connection that lost sync inside a transaction not even a rollback is tried."""
+    pool = make()
+    lease = pool.acquire()
+    lease.run("BEGIN")
+    driver.connections[0]._state.flags |= DIRTY
+    lease.release()
+    eventually(lambda: pool.stats().closed == {"broken": 1})
+    assert driver.connections[0].statements == ["BEGIN"]
 
 
 def test_a_failing_rollback_closes(make: Make, driver: StubDriver) -> None:
