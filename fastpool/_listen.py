@@ -18,6 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ._impl import State
+from .drivers.base import hang_up
 from .errors import PoolClosed
 
 if TYPE_CHECKING:
@@ -120,9 +121,7 @@ class Listener:
     def _drop(self) -> None:
         conn, self._conn = self._conn, None
         if conn is not None:
-            steps = self._house.driver.close(conn)
-            next(steps, None)  # says goodbye
-            steps.close()
+            hang_up(self._house.driver, conn)
 
     def close(self) -> None:
         """Stop listening and close the connection. Closing twice does nothing."""

@@ -23,11 +23,11 @@ import threading
 import time
 from typing import Any
 
-from ._hosts import Hosts
+from ._hosts import Hosts, fits
 from ._impl import Core, Entry, State
 from ._turnaround import Turnaround
 from .config import PoolConfig
-from .drivers.base import Driver
+from .drivers.base import Driver, hang_up
 from .errors import ConnectFailed
 
 __all__ = ["Opener"]
@@ -222,9 +222,10 @@ class Opener:
         """Try the hosts in turn, in the calling thread: the connection and the
         host's index. Raises the last one's error, or the first permanent one."""
         last: BaseException | None = None
-        for index in self._hosts.order():
+        for index, wanted in self._hosts.order():
             try:
                 conn = self._dial_host(state, index)
+                self._want_role(conn, index, wanted)
             except Exception as error:
                 self._hosts.failed(index)
                 last = error
@@ -235,6 +236,23 @@ class Opener:
                 return conn, index
         assert last is not None
         raise last
+
+    def _want_role(self, conn: Any, index: int, wanted: str) -> None:
+        """Close *conn* and raise, if its server is not what is *wanted*."""
+        if wanted == "any":
+            return
+        try:
+            role = self._driver.role(conn)
+        except BaseException:
+            hang_up(self._driver, conn)
+            raise
+        if not fits(role, wanted):
+            hang_up(self._driver, conn)
+            raise ConnectFailed(
+                f"{self._hosts.name(index)} is {'a standby' if role.standby else 'a primary'}"
+                f"{', read-only' if role.read_only else ''}: not what "
+                f"target_session_attrs={wanted} wants"
+            )
 
     def _dial_host(self, state: State, index: int) -> Any:
         config = self.config

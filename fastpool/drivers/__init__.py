@@ -5,6 +5,6 @@ needs the methods of :class:`Driver`, and the flags of ``fastpool.drivers.base``
 to tell what its connections are doing.
 """
 
-from .base import ConnState, Driver, Wait
+from .base import ConnState, Driver, Role, Wait
 
-__all__ = ["ConnState", "Driver", "Wait"]
+__all__ = ["ConnState", "Driver", "Role", "Wait"]

@@ -28,7 +28,7 @@ that one comparison answers "is my lease still on?".
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 __all__ = [
     "BUSY",
@@ -40,7 +40,9 @@ __all__ = [
     "TRANSACTION",
     "ConnState",
     "Driver",
+    "Role",
     "Wait",
+    "hang_up",
 ]
 
 BUSY = 1
@@ -75,6 +77,15 @@ class ConnState(Protocol):
         """Replace all flags, BUSY with them: the call is over."""
 
 
+class Role(NamedTuple):
+    """What a server is, for ``target_session_attrs``."""
+
+    standby: bool
+    """In recovery: a hot standby."""
+    read_only: bool
+    """New transactions are read-only: on a standby, or by default."""
+
+
 class Driver(Protocol[ConnT]):
     """One kind of connection. Implementations hold options, no connections.
 
@@ -95,6 +106,9 @@ class Driver(Protocol[ConnT]):
 
     def encryption(self, conn: ConnT) -> Literal["none", "unverified", "verified"]:
         """Whether *conn* is encrypted, and whether the server proved who it is."""
+
+    def role(self, conn: ConnT) -> Role:
+        """What the server is now; a round trip only if it has not said so itself."""
 
     def idle_limit(self, conn: ConnT) -> float | None:
         """Seconds after which the server ends an idle session; ``None``: never."""
@@ -140,3 +154,10 @@ class Driver(Protocol[ConnT]):
 
     def abandon(self, conn: ConnT) -> None:
         """Drop the socket without a word to the server (a forked child)."""
+
+
+def hang_up(driver: Driver[ConnT], conn: ConnT) -> None:
+    """Close *conn* at once: say goodbye, and do not wait for the server's side."""
+    steps = driver.close(conn)
+    next(steps, None)
+    steps.close()

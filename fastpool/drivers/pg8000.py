@@ -22,7 +22,7 @@ from ..errors import ConfigError
 from ._socket import TLS, Endpoint, Refused, Socket, TLSFailed, TLSSocket, dial, drive, resolve
 from ._tls import ATTEMPTS, Contexts, sslmode
 from ._wire import Connection, DBAPIConnection, NativeConnection
-from .base import CLOSED, ConnState, Wait
+from .base import CLOSED, ConnState, Role, Wait
 
 __all__ = ["DBAPI", "DBAPIConnection", "Native", "NativeConnection"]
 
@@ -183,6 +183,15 @@ class _Driver(Generic[ConnT]):
         conn._statement_nums.clear()
         conn._restore()
         conn._settle()
+
+    def role(self, conn: ConnT) -> Role:
+        said = conn.parameter_statuses
+        if "in_hot_standby" in said:  # from PostgreSQL 14 on
+            standby = said["in_hot_standby"] == "on"
+            return Role(standby, standby or said["default_transaction_read_only"] == "on")
+        sql = "SELECT pg_is_in_recovery(), current_setting('default_transaction_read_only')"
+        [[standby, by_default]] = conn._command(sql, _ANSWER).rows
+        return Role(standby, standby or by_default == "on")
 
     def idle_limit(self, conn: ConnT) -> float | None:
         """``idle_session_timeout``, which servers have from PostgreSQL 14 on."""

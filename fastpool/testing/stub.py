@@ -30,6 +30,7 @@ from ..drivers.base import (
     SESSION,
     TRANSACTION,
     ConnState,
+    Role,
     Wait,
 )
 
@@ -119,6 +120,7 @@ class StubDriver:
             "ping": ping_delay,
         }
         self.sockets = sockets
+        self.server_role = Role(standby=False, read_only=False)
         self.idle_session_timeout: float | None = None
         """What the server's setting of that name is, in seconds."""
         self.counts: Counter[str] = Counter()
@@ -193,6 +195,9 @@ class StubDriver:
 
     def encryption(self, conn: StubConnection) -> Literal["none"]:
         return "none"
+
+    def role(self, conn: StubConnection) -> Role:
+        return self.server_role
 
     def idle_limit(self, conn: StubConnection) -> float | None:
         return self.idle_session_timeout
