@@ -1,0 +1,150 @@
+#!/usr/bin/env python3
+"""Can the tests fail? Plant known defects, one at a time, and see who notices.
+
+Each mutant is one wrong line in a copy of the tree. The test named beside it
+must turn red on the copy. A mutant that survives, one whose text is not in the
+source any more, and a test that is red already without it, are all failures.
+
+    python tools/mutants.py                 all of them
+    python tools/mutants.py --quick         those whose test needs no server
+    python tools/mutants.py NAME ...        only these
+    python tools/mutants.py --list          what there is
+
+A defect in ``_core.pyx`` is planted there and carried into the interpreted core
+by ``tools/unpyx.py``; the copy runs on the interpreted core, so no compiler is
+needed and each mutant takes seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from planted import MUTANTS, Mutant  # type: ignore[import-not-found]
+
+ROOT = Path(__file__).resolve().parent.parent
+COPIED = ("fastpool", "tests", "tools", "pyproject.toml")
+HUNG = 20.0
+"""Seconds for one test; a mutant that hangs it has been noticed."""
+
+
+def copy_tree(to: Path) -> None:
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.so", ".hypothesis")
+            shutil.copytree(source, to / name, ignore=ignored)
+        else:
+            shutil.copy(source, to / name)
+
+
+def plant(mutant: Mutant, tree: Path) -> None:
+    """Write the defect into *tree*; the text that it replaces is there once."""
+    path = tree / mutant.file
+    text = path.read_text(encoding="utf-8")
+    found = text.count(mutant.right)
+    if found != 1:
+        raise LookupError(f"its line is in {mutant.file} {found} times, not once")
+    path.write_text(text.replace(mutant.right, mutant.wrong), encoding="utf-8")
+    if path.suffix == ".pyx":
+        command = [sys.executable, "tools/unpyx.py"]
+        done = subprocess.run(command, cwd=tree, capture_output=True, text=True)
+        if done.returncode:
+            raise LookupError(f"no core can be made of it:\n{done.stderr[-2000:]}")
+
+
+def run_tests(tests: list[str], tree: Path) -> tuple[bool, str]:
+    """Whether *tests* pass in *tree*, and the end of what they printed."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(tree),
+        "FASTPOOL_IMPL": "python",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    # A hung test is ended by itself, or, if that cannot be, with its process.
+    options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", f"--timeout={HUNG:g}"]
+    command = [sys.executable, "-m", "pytest", *options, *tests]
+    try:
+        done = subprocess.run(
+            command,
+            cwd=tree,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=HUNG * (len(tests) + 1),
+        )
+    except subprocess.TimeoutExpired:
+        return False, "hung"
+    if done.returncode not in (0, 1):
+        raise LookupError(f"pytest could not run {' '.join(tests)}:\n{done.stdout[-2000:]}")
+    return done.returncode == 0, done.stdout[-2000:]
+
+
+@contextmanager
+def copied() -> Iterator[Path]:
+    """A copy of the tree, for a while."""
+    with tempfile.TemporaryDirectory(prefix="fastpool-mutant-") as directory:
+        # A server that root starts runs as somebody else, who must get here.
+        os.chmod(directory, 0o755)
+        tree = Path(directory)
+        copy_tree(tree)
+        yield tree
+
+
+def judge(mutant: Mutant) -> str | None:
+    """``None`` when the test noticed, else what is wrong."""
+    with copied() as tree:
+        try:
+            plant(mutant, tree)
+            passed, _ = run_tests([mutant.test], tree)
+        except LookupError as error:
+            return str(error)
+        return "SURVIVED" if passed else None
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Plant defects; a test must notice each.")
+    parser.add_argument("names", nargs="*", help="only these mutants")
+    parser.add_argument("--quick", action="store_true", help="only those that need no server")
+    parser.add_argument("--list", action="store_true", help="print the names and stop")
+    options = parser.parse_args()
+    unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
+    if unknown:
+        parser.error(f"no such mutant: {', '.join(sorted(unknown))}")
+    chosen = [m for m in MUTANTS if not options.names or m.name in options.names]
+    if options.quick:
+        chosen = [m for m in chosen if "integration" not in m.test and "drivers" not in m.test]
+    if options.list:
+        for mutant in chosen:
+            print(f"{mutant.name:44} {mutant.test}")
+        return 0
+
+    began = time.monotonic()
+    with copied() as tree:
+        passed, said = run_tests(sorted({mutant.test for mutant in chosen}), tree)
+    if not passed:
+        print(f"red without any defect:\n{said}")
+        return 1
+    failures = 0
+    with ThreadPoolExecutor(os.cpu_count()) as workers:
+        for mutant, problem in zip(chosen, workers.map(judge, chosen), strict=True):
+            failures += problem is not None
+            print(f"{problem or 'noticed':10} {mutant.name:44} {mutant.test}", flush=True)
+    seconds = time.monotonic() - began
+    print(f"{len(chosen) - failures} passed, {failures} failed in {seconds:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
