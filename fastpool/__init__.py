@@ -17,6 +17,7 @@ from .errors import (
     TransactionAborted,
 )
 from .pool import Lease, Pool, PoolView, from_env
+from .retry import RetryPolicy, is_retryable
 from .sizing import PoolSize, calculate_pool_size
 from .stats import Holder, PoolStats
 
@@ -43,11 +44,13 @@ __all__ = [
     "PoolStats",
     "PoolTimeout",
     "PoolView",
+    "RetryPolicy",
     "TooManyRequests",
     "TransactionAborted",
     "__impl__",
     "__version__",
     "calculate_pool_size",
     "from_env",
+    "is_retryable",
     "listen",
 ]

@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -26,16 +26,18 @@ from .config import PoolConfig
 from .conninfo import DatabaseConfig, resolve
 from .drivers.base import Driver
 from .errors import ConfigError, PoolClosed
+from .retry import RetryPolicy, run_in_transaction
 from .stats import Holder, PoolStats
 
 if TYPE_CHECKING:
     from .drivers.pg8000 import NativeConnection
 
-__all__ = ["Lease", "Pool", "PoolView", "from_env"]
+__all__ = ["Lease", "Pool", "PoolView", "Retrying", "from_env"]
 
 log = logging.getLogger("fastpool")
 
 ConnT = TypeVar("ConnT")
+T = TypeVar("T")
 
 if TYPE_CHECKING:
 
@@ -128,6 +130,28 @@ class PoolView(Checkout, Generic[ConnT]):
         }
         return _PoolTransaction(self, timeout, options)
 
+    def retry(self, policy: RetryPolicy | None = None) -> Retrying:
+        """The same calls, tried again as *policy* says (default: three attempts)::
+
+            rows = pool.retry(RetryPolicy(idempotent=True)).run("SELECT ...")
+
+        The result is read within the attempt. A statement that may have run
+        already is only repeated when the policy says ``idempotent``.
+        """
+        return Retrying(self, RetryPolicy() if policy is None else policy)
+
+    def run_in_transaction(
+        self,
+        fn: Callable[[ConnT], T],
+        *,
+        policy: RetryPolicy | None = None,
+        isolation: Isolation | None = None,
+    ) -> T:
+        """``fn(conn)`` in a transaction; the whole of it again when it failed in
+        vain: see :func:`fastpool.retry.run_in_transaction`."""
+        policy = RetryPolicy() if policy is None else policy
+        return run_in_transaction(self, fn, policy=policy, isolation=isolation)
+
     def ping(self, timeout: float = 5.0) -> None:
         """One round trip on a connection of the pool, all in *timeout* seconds.
 
@@ -141,6 +165,22 @@ class PoolView(Checkout, Generic[ConnT]):
             self._house.driver.ping(entry.conn, max(0.001, deadline - time.monotonic()))
         finally:
             lease.release()
+
+
+class Retrying:
+    """A pool's calls under a retry policy: see :meth:`PoolView.retry`."""
+
+    def __init__(self, pool: PoolView[Any], policy: RetryPolicy) -> None:
+        self._pool = pool
+        self._policy = policy
+
+    def run(self, sql: str, /, **params: Any) -> Any:
+        """:meth:`PoolView.run`, tried again."""
+        return self._policy.call(self._pool.run, sql, **params)
+
+    def execute(self, sql: str, args: Sequence[Any] = ()) -> Sequence[Any]:
+        """:meth:`PoolView.execute`, tried again."""
+        return self._policy.call(self._pool.execute, sql, args)
 
 
 class _PoolTransaction(Generic[ConnT]):

@@ -40,12 +40,14 @@ NAMES = {
     "PoolStats",
     "PoolTimeout",
     "PoolView",
+    "RetryPolicy",
     "TooManyRequests",
     "TransactionAborted",
     "__impl__",
     "__version__",
     "calculate_pool_size",
     "from_env",
+    "is_retryable",
 }
 
 SIGNATURES = {
@@ -57,6 +59,8 @@ SIGNATURES = {
     "try_acquire": "(self)",
     "release": "(self, lease)",
     "within": "(self, *, timeout=None)",
+    "retry": "(self, policy=None)",
+    "run_in_transaction": "(self, fn, *, policy=None, isolation=None)",
     "run": "(self, sql, /, **params)",
     "execute": "(self, sql, args=())",
     "transaction": "(self, timeout=None, *, isolation=None, read_only=None, deferrable=None)",

@@ -390,20 +390,20 @@ class Worker(threading.Thread):
         self.rig = rig
         self.end = False
         self.served = self.shared = self.interrupted = 0
-        # ready: has got over the last interrupt. A second one could hit the
-        # finalizer that mends what the first one broke.
-        self.ready = False
+        # A second interrupt could hit the finalizer that mends what the first one
+        # broke: so none is thrown until the last one has been got over, seen == thrown.
+        self.thrown = self.seen = 0
 
     def run(self) -> None:
-        try:
-            while not self.end:
-                try:
-                    self.ready = True
+        while True:
+            try:
+                while not self.end:
+                    self.seen = self.thrown
                     self.once()
-                except Interrupt:
-                    self.interrupted += 1
-        except Interrupt:
-            pass
+                time.sleep(0)  # the last one thrown lands here at the latest
+                return
+            except Interrupt:
+                self.interrupted += 1
 
     def once(self) -> None:
         rig, me = self.rig, object()
@@ -496,9 +496,9 @@ def test_storm_of_asynchronous_exceptions(make: MakeRig, unraisable: list[type])
         while time.monotonic() < stop:
             feed(rig)
             victim = random.choice(workers)
-            if victim.ready:
-                victim.ready = False
+            if victim.seen == victim.thrown:
                 throw(ctypes.c_ulong(victim.ident or 0), ctypes.py_object(Interrupt))
+                victim.thrown += 1
             time.sleep(0.0002)
     assert sum(worker.served for worker in workers) > 100
     assert sum(worker.interrupted for worker in workers) > 20
