@@ -397,13 +397,17 @@ class Worker(threading.Thread):
     def run(self) -> None:
         while True:
             try:
-                while not self.end:
-                    self.seen = self.thrown
-                    self.once()
-                time.sleep(0)  # the last one thrown lands here at the latest
+                self.work()
                 return
             except Interrupt:
                 self.interrupted += 1
+
+    def work(self) -> None:
+        # Not in run(): a loop's own jump back is in no try of its function.
+        while not self.end:
+            self.seen = self.thrown
+            self.once()
+        time.sleep(0)  # the last one thrown lands here at the latest
 
     def once(self) -> None:
         rig, me = self.rig, object()
