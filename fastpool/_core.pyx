@@ -160,7 +160,8 @@ class House(Protocol):
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing: *kind* is ``timeout``,
-        ``closed``, ``crowded`` or ``connect`` (*error* says why)."""
+        ``closed``, ``crowded``, ``connect`` (*error* says why) or ``taken``: the
+        pool was closed in the middle of a transaction."""
 
 
 def _place(code: Any, lasti: cython.int) -> str:
@@ -248,6 +249,8 @@ class Entry:
     thread = cython.declare(cython.ulong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
     lasti = cython.declare(cython.int, visibility="readonly")
+    # taken_from: the token of the lease that the pool's close took this away from.
+    taken_from = cython.declare(cython.Py_ssize_t, visibility="readonly")
     reason = cython.declare(str, visibility="readonly")
     host = cython.declare(object, visibility="public")
     # Neighbours in the idle ring; unset or stale while not idle.
@@ -270,6 +273,7 @@ class Entry:
         self.code = None
         self.lasti = -1
         self.reason = ""
+        self.taken_from = 0
         self.host = None
 
     def site(self) -> str:
@@ -393,6 +397,8 @@ class Lease:
         try:
             if entry.holder == token(self):
                 self._terms.core.house.finish(entry)
+            elif entry.taken_from == token(self):
+                raise self._terms.core.house.refusal("taken", 0.0, 0.0, None)
         finally:
             self._terms.core._give_back(self)
 
@@ -1317,10 +1323,15 @@ class Core:
             self.retire(entry, 0, reason)
 
     def retire_leased(self, reason: str) -> list[Entry]:
-        """Take every leased connection away from its holder; returns them."""
+        """Take every connection away from its holder, or from the release that is
+        still working on it; returns them."""
+        entry: Entry
+        holder: cython.Py_ssize_t
         taken = []
         for entry in list(self.entries):
-            if entry.status == LEASED and self.retire(entry, entry.holder, reason):
+            holder = entry.holder
+            if holder != 0 and holder != HOUSE and self.retire(entry, holder, reason):
+                entry.taken_from = holder
                 taken.append(entry)
         return taken
 

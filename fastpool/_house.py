@@ -23,12 +23,16 @@ from ._turnaround import Transaction, Turnaround
 from .config import PoolConfig
 from .conninfo import ConnInfo
 from .drivers.base import Driver
-from .errors import PoolClosed, PoolTimeout, TooManyRequests
+from .errors import PoolClosed, PoolTimeout, TooManyRequests, TransactionAborted
 from .stats import Holder, PoolStats
 
 __all__ = ["House"]
 
 log = logging.getLogger("fastpool")
+
+
+_NAMED = 5
+"""Holders that a PoolTimeout's text names; all are in its ``holders``."""
 
 
 class House:
@@ -39,6 +43,7 @@ class House:
     ) -> None:
         self.name = name
         self.driver = driver
+        self._opening = threading.RLock()
         self.core = Core()
         self.turnaround = Turnaround(self.core, driver, config, name)
         self.opener = Opener(self.core, Hosts(conninfo), self.turnaround, driver, name)
@@ -107,10 +112,13 @@ class House:
 
     def open(self) -> None:
         """Start serving; nothing happens when that was done before."""
-        if self.core.start():
-            self.keeper.start()
-            if self.core.deficit() > 0:
-                self.opener.wake()
+        with self._opening:
+            if self.core.phase != 0:
+                return
+            self.keeper.start()  # first: without it nothing would ever be closed
+            self.core.start()
+        if self.core.deficit() > 0:
+            self.opener.wake()
 
     def close(self, timeout: float) -> None:
         """Serve no one from now on, wait for leases, then take them away."""
@@ -157,6 +165,11 @@ class House:
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing."""
+        if kind == "taken":
+            return TransactionAborted(
+                f"pool {self.name!r} was closed before the block ended: the connection was "
+                "taken away, and its open transaction rolled back"
+            )
         if kind == "closed":
             return PoolClosed(f"pool {self.name!r} is closed")
         if kind == "connect":
@@ -176,6 +189,12 @@ class House:
         opener = self.opener
         cause = opener.last_error if opener.last_error_at > opener.last_success_at else None
         why = "" if cause is None else f"; last connect error: {describe(cause)}"
+        holders = self.holders()
+        if core.connecting:
+            why += f"; being dialled: {core.connecting}"
+        if holders:
+            why += f"; held by: {'; '.join(map(str, holders[:_NAMED]))}"
+            why += f" and {len(holders) - _NAMED} more" if len(holders) > _NAMED else ""
         exhausted = PoolTimeout(
             f"pool {self.name!r}: no connection within {timeout:g} s ({numbers}){why}",
             timeout=timeout,
@@ -183,6 +202,7 @@ class House:
             size=core.size,
             idle=core.idle,
             waiting=core.waiting,
+            holders=tuple(holders),
         )
         exhausted.__cause__ = cause
         return exhausted
@@ -201,7 +221,7 @@ class House:
                 age=max(0.0, now - entry.since),
             )
             for entry in list(self.core.entries)
-            if entry.holder > 1
+            if entry.holder not in (0, 1)  # 1: the pool's own threads
         ]
         return sorted(held, key=lambda holder: -holder.age)
 
@@ -232,6 +252,7 @@ class House:
             wait_histogram=seen["histogram"],
             dials=opener.dials,
             dial_failures=opener.dial_failures,
+            created=opener.created,
             dial_time=opener.dial_time,
             closed=dict(self.keeper.closed),
             encryption=opener.encryption,

@@ -116,8 +116,9 @@ class Keeper:
 
     def start(self) -> None:
         """Start the thread."""
-        self._started = True
-        _thread.start_new_thread(self._run, ())
+        if not self._started:
+            _thread.start_new_thread(self._run, ())
+            self._started = True
 
     def tend(self) -> None:
         """Look at everything now: settings have changed."""

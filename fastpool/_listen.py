@@ -138,6 +138,8 @@ class Listener:
             raise StopIteration from None
 
     def __enter__(self) -> Listener:
+        if self._house.core.phase == 2:
+            raise PoolClosed("the pool is closed")
         if self._conn is None:
             self._connect(_SLICE)
         return self

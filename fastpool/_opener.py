@@ -15,6 +15,7 @@ connections are established and may come back; it is remembered for a second.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import logging
 import math
 import queue
@@ -66,6 +67,8 @@ class Opener:
         self.dials = 0
         """Attempts so far, failed ones included."""
         self.dial_failures = 0
+        self.created = 0
+        """Connections made."""
         self.dial_time = 0.0
         """Seconds spent in dials that ended well."""
         self.last_error: BaseException | None = None
@@ -97,8 +100,12 @@ class Opener:
     def _start(self) -> None:
         """One more thread, unless there are enough; one too many ends at once."""
         if len(self._running) < self.config.connect_concurrency:
-            _thread.start_new_thread(self._run, ())
-            self._started_at = time.monotonic()
+            try:
+                _thread.start_new_thread(self._run, ())
+            except RuntimeError as error:  # no room for threads; the next call tries again
+                log.warning("pool %r: cannot start a thread: %s", self._name, error)
+            else:
+                self._started_at = time.monotonic()
 
     def stop(self) -> None:
         """End the threads, each when its dial is over. Idempotent."""
@@ -112,6 +119,14 @@ class Opener:
     def _run(self) -> None:
         if not self._enters():
             return
+        try:
+            self._serve()
+        finally:
+            # However it ends: others must know that this thread is gone.
+            with self._counting:
+                self._running.discard(_thread.get_ident())
+
+    def _serve(self) -> None:
         while not self._stopped and not self._leaves():
             left = self._not_before - time.monotonic()
             if left > 0:
@@ -127,7 +142,13 @@ class Opener:
             if not self._failures and self._core.deficit() > 0:
                 self._start()
                 self.wake()
-            self._attempt(entry)
+            try:
+                self._attempt(entry)
+            except BaseException:  # a driver, or a log handler, that misbehaves
+                self._core.forget(entry)
+                self._not_before = time.monotonic() + _PROBE_AFTER
+                with contextlib.suppress(Exception):
+                    log.exception("pool %r: an attempt to connect went wrong", self._name)
 
     def _enters(self) -> bool:
         with self._counting:
@@ -171,6 +192,7 @@ class Opener:
             self._core.refuse(self.last_error, math.inf)  # this probe may take long
         try:
             conn, entry.host = self.dial(entry.state)
+            fd = self._driver.fileno(conn)
         except BaseException as error:
             self._core.forget(entry)
             self._failed(error)
@@ -182,7 +204,7 @@ class Opener:
             # Part of the dial: who waits for it should not have another one begun.
             self._turnaround.prepare(conn, entry.state)
         except BaseException as error:
-            self._core.adopt(entry, conn, self._driver.fileno(conn))
+            self._core.adopt(entry, conn, fd)
             self._core.retire(entry, entry.holder, "after_connect")
             self._failed(error)
             return
@@ -193,7 +215,8 @@ class Opener:
         self.down_since = self.permanent = None
         self.age(entry)
         # Last of all, and together: in between nobody dials and nobody is served.
-        self._core.adopt(entry, conn, self._driver.fileno(conn))
+        self.created += 1
+        self._core.adopt(entry, conn, fd)
         self._core.put(entry)
         self.tell()
 

@@ -39,6 +39,10 @@ DEAD = (
 )
 
 
+_ROLLBACK = 5.0
+"""Seconds that a return waits for its rollback; then the connection is given up."""
+
+
 class Turnaround:
     """The rules of checkout and return, for one pool."""
 
@@ -121,7 +125,7 @@ class Turnaround:
         if state.flags & (BUSY | DIRTY | CLOSED):
             return "broken"
         if state.flags & TRANSACTION:
-            self.driver.control(entry.conn, "ROLLBACK")
+            self.driver.control(entry.conn, "ROLLBACK", _ROLLBACK)
         if state.flags & SESSION:
             if self.config.reset == "smart":
                 self._discard(entry)

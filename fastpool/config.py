@@ -260,7 +260,7 @@ class PoolConfig:
     """Seconds between two rounds of maintenance at most."""
 
     connect_timeout: float | None = _setting(5.0, _seconds(none="no limit"))
-    """Seconds for one address's whole attempt: TCP, TLS, authentication and
+    """Seconds for one host's whole attempt: TCP, TLS, authentication and
     session settings together. (libpq's is the same, in whole seconds.)"""
 
     close_timeout: float = _setting(1.0, _seconds())

@@ -55,6 +55,7 @@ class PoolTimeout(PoolError, TimeoutError):
         size: int | None = None,
         idle: int | None = None,
         waiting: int | None = None,
+        holders: tuple[object, ...] = (),
     ) -> None:
         super().__init__(message)
         self.timeout = timeout
@@ -67,6 +68,8 @@ class PoolTimeout(PoolError, TimeoutError):
         """Idle connections at that moment."""
         self.waiting = waiting
         """Callers still waiting after this one gave up."""
+        self.holders = holders
+        """Who had the connections then: ``Holder`` objects, the longest first."""
 
 
 class PoolDeadlock(PoolTimeout):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 import sys
 import threading
 import time
@@ -78,9 +79,9 @@ class PoolView(Checkout, Generic[ConnT]):
         def try_acquire(self) -> Lease[ConnT] | None: ...
 
     def within(self, *, timeout: float | None = None) -> PoolView[ConnT]:
-        """The same pool, with other limits for every call made through it.
+        """The same pool, with another limit for the calls made through it.
 
-        *timeout*: seconds to wait for a connection at most.
+        *timeout*: seconds to wait for a connection where a call names none.
         """
         view: PoolView[ConnT] = PoolView(self._core, timeout)
         view._house = self._house
@@ -266,6 +267,9 @@ class Pool(PoolView[ConnT]):
         config = PoolConfig.build(**{**resolved.settings, **settings})
         if name is None:
             name = f"pool-{next(_numbers)}"
+        # It becomes the application_name of every session.
+        if not isinstance(name, str) or not name.isprintable():
+            raise ConfigError(f"name: expected printable text, not {name!r}", setting="name")
         house = House(resolved, _driver(driver), config, name)
         super().__init__(house.core)
         self._house = house
@@ -442,7 +446,10 @@ def from_env(**settings: Any) -> Pool[Any]:
     Raises ``ConfigError`` that names the variable.
     """
     database = DatabaseConfig.from_env()
-    return Pool(database.connection_string(), **{**database.settings, **settings})
+    given = {**database.settings, **settings}
+    if "min_size" not in settings and not os.environ.get("DB_MIN_CONNS"):
+        del given["min_size"]  # its default follows max_size, whoever sets that
+    return Pool(database.connection_string(), **given)
 
 
 def _driver(driver: Any) -> Driver[Any]:
@@ -457,6 +464,12 @@ def _driver(driver: Any) -> Driver[Any]:
                 setting="driver",
             )
         return cast("Driver[Any]", kind())
+    methods = [name for name in vars(Driver) if not name.startswith("_")]
+    if isinstance(driver, type) or not all(callable(getattr(driver, m, None)) for m in methods):
+        raise ConfigError(
+            f"driver: {driver!r} is no driver object (fastpool.drivers.Driver lists its methods)",
+            setting="driver",
+        )
     return cast("Driver[Any]", driver)
 
 

@@ -60,6 +60,8 @@ class PoolStats:
     dials: int
     """Attempts to connect, failed ones included."""
     dial_failures: int
+    created: int
+    """Connections made."""
     dial_time: float
     """Summed over the attempts that ended well."""
     closed: Mapping[str, int] = field(default_factory=dict)
@@ -69,11 +71,6 @@ class PoolStats:
     whom is not known) or ``verified``."""
     last_connect_error: str | None = None
     last_connect_error_age: float | None = None
-
-    @property
-    def created(self) -> int:
-        """Connections made."""
-        return self.dials - self.dial_failures - self.connecting
 
     def wait_quantile(self, q: float) -> float:
         """An upper bound, in seconds, of the wait that the part *q* of all

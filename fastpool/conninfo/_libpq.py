@@ -163,6 +163,8 @@ POOL_SETTINGS: dict[str, Literal["duration", "jitter", "integer", "text"]] = {
     "max_uses": "integer",
     "health_check_period": "duration",
     "connect_concurrency": "integer",
+    "connect_backoff": "duration",
+    "connect_backoff_max": "duration",
     "fail_fast_after": "duration",
     "check": "text",
     "check_after_idle": "duration",

@@ -78,8 +78,11 @@ _NO_STREAM = (
     "parameter can be an I/O stream or an iterable."
 )
 
-_SESSION_TAGS = frozenset((b"SET\0", b"LISTEN\0", b"PREPARE\0", b"LOAD\0"))
-"""Command tags of what outlives its transaction, and shows nowhere else."""
+_SESSION_TAGS = frozenset(
+    (b"SET\0", b"RESET\0", b"DISCARD ALL\0", b"LISTEN\0", b"PREPARE\0", b"LOAD\0")
+)
+"""Command tags of what outlives its transaction, and shows nowhere else; or undoes
+what an ``after_connect`` hook has set."""
 _SET_LOCAL = re.compile(r"\s*set\s+(local|transaction)\b[^;]*;?\s*\Z", re.IGNORECASE)
 """The two that carry the tag SET and do end with the transaction."""
 
@@ -156,6 +159,8 @@ class Connection(CoreConnection):  # type: ignore[misc]
     _moved = False  # reported parameters differ from those at birth
     _born: Mapping[str, str] = {}  # the reported parameters at birth
     _autocommit = _born_autocommit = False
+    # The adapters at birth, once a user has registered others.
+    _born_adapters: tuple[Any, Any] | None = None
     _born_statements: frozenset[bytes] = frozenset()
     _proved = False  # the server's SCRAM signature was right
     auth: Any = None
@@ -249,7 +254,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
             flags |= SESSION
         if self.notices or self.notifications or self._xid is not None:
             flags |= LOCAL
-        if self._autocommit != self._born_autocommit:
+        if self._autocommit != self._born_autocommit or self._born_adapters is not None:
             flags |= LOCAL
         return flags
 
@@ -453,6 +458,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
         self._session = self._moved = False
         self._born = dict(self.parameter_statuses)
         self._born_statements = frozenset(self._statement_nums)
+        self._born_adapters = None
         self._state.flags &= ~SESSION
 
     def _await(self, timeout: float) -> bool:
@@ -479,7 +485,24 @@ class Connection(CoreConnection):  # type: ignore[misc]
         self.notifications.clear()
         self._xid = None
         self._autocommit = self._born_autocommit
+        if self._born_adapters is not None:
+            self.py_types, self.pg_types = self._born_adapters
+            self._born_adapters = None
         self._state.flags &= ~LOCAL
+
+    def register_out_adapter(self, typ: Any, out_func: Any) -> None:
+        self._adapt()
+        super().register_out_adapter(typ, out_func)
+
+    def register_in_adapter(self, oid: int, in_func: Any) -> None:
+        self._adapt()
+        super().register_in_adapter(oid, in_func)
+
+    def _adapt(self) -> None:
+        """Adapters are for this lease; a hook's, taken for birth, are for all."""
+        if self._born_adapters is None:
+            self._born_adapters = self.py_types.copy(), self.pg_types.copy()
+            self._state.flags |= LOCAL
 
     # What the server says
 

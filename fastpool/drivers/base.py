@@ -119,9 +119,9 @@ class Driver(Protocol[ConnT]):
     def sqlstate(self, error: BaseException) -> str | None:
         """The SQLSTATE that *error* carries, if the server sent one."""
 
-    def control(self, conn: ConnT, sql: str) -> None:
+    def control(self, conn: ConnT, sql: str, timeout: float | None = None) -> None:
         """Run one parameterless statement (BEGIN, COMMIT, SAVEPOINT, ...), its
-        answer read, in one round trip."""
+        answer read, in one round trip; raise after *timeout* seconds without."""
 
     def ping(self, conn: ConnT, timeout: float) -> None:
         """One round trip, at most *timeout* seconds; any exception means dead.

@@ -166,8 +166,8 @@ class _Driver(Generic[ConnT]):
                 return code
         return None
 
-    def control(self, conn: ConnT, sql: str) -> None:
-        conn._command(sql)
+    def control(self, conn: ConnT, sql: str, timeout: float | None = None) -> None:
+        conn._command(sql, timeout)
 
     def ping(self, conn: ConnT, timeout: float) -> None:
         conn._command("", timeout)
@@ -179,7 +179,7 @@ class _Driver(Generic[ConnT]):
         conn._settle()
 
     def discard(self, conn: ConnT) -> None:
-        conn._command("DISCARD ALL")
+        conn._command("DISCARD ALL", _ANSWER)
         conn._statement_nums.clear()
         conn._restore()
         conn._settle()

@@ -208,7 +208,7 @@ class StubDriver:
     def sqlstate(self, error: BaseException) -> str | None:
         return getattr(error, "sqlstate", None)
 
-    def control(self, conn: StubConnection, sql: str) -> None:
+    def control(self, conn: StubConnection, sql: str, timeout: float | None = None) -> None:
         self._step("control")
         conn._run(sql)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -10,7 +12,7 @@ import pytest
 from integration.conftest import MakePool
 from integration.kit import Admin, eventually, whole
 
-from fastpool import Pool
+from fastpool import Pool, _turnaround
 from fastpool.testing import LocalPostgres
 
 PID = "SELECT pg_backend_pid()"
@@ -190,3 +192,41 @@ def test_before_close_may_talk_about_the_connection(make_pool: MakePool, admin: 
     pool.close()
     assert {id(conn) for conn in closed} == conns
     assert admin.backends(pool.name) == set()
+
+
+def test_a_users_reset_does_not_undo_the_hook(make_pool: MakePool) -> None:
+    """RESET goes back further than the hook: the next user has what the hook has set."""
+    pool = make_pool(max_size=1, after_connect=lambda conn: conn.run("SET work_mem = '7MB'"))
+    for undo in ("RESET work_mem", "RESET ALL", "DISCARD ALL"):
+        pool.run(undo)
+        assert pool.run("SHOW work_mem") == [["7MB"]]
+
+
+def test_adapters_are_for_one_lease_and_those_of_a_hook_for_all(make_pool: MakePool) -> None:
+    """What a user registers does not reach the next; what after_connect registers does."""
+    pool = make_pool(
+        max_size=1, after_connect=lambda conn: conn.register_in_adapter(21, lambda s: f"hook {s}")
+    )
+    with pool.connection() as conn:
+        conn.register_in_adapter(23, lambda text: f"mine {text}")
+        conn.register_out_adapter(float, lambda value: "1.5")
+        assert conn.run("SELECT 5::int, :x::float", x=2.0) == [["mine 5", 1.5]]
+    assert pool.run("SELECT 5::int, 5::smallint, :x::float", x=2.0) == [[5, "hook 5", 2.0]]
+    assert pool.stats().created == 1
+
+
+def test_a_rollback_without_an_answer_is_given_up(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release waits for its rollback a bounded time, and the connection is closed."""
+    monkeypatch.setattr(_turnaround, "_ROLLBACK", 0.2)
+    pool = make_pool(max_size=1, close_timeout=0.2)
+    lease = pool.acquire()
+    lease.run("BEGIN")
+    [[pid]] = lease.run("SELECT pg_backend_pid()")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        lease.release()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert pool.run("SELECT pg_backend_pid()") != [[pid]]

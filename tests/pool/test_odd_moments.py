@@ -1,0 +1,136 @@
+"""What goes wrong beside the pool: drivers, threads and callers that misbehave."""
+
+from __future__ import annotations
+
+import _thread
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pool.kit import eventually
+
+import fastpool
+from fastpool import ConfigError, Pool, PoolTimeout, TransactionAborted
+from fastpool.testing import StubConnection, StubDriver
+
+Make = Callable[..., Pool[Any]]
+
+
+def test_close_in_the_middle_of_a_transaction_is_not_silent(make: Make) -> None:
+    """A block that ends well on a connection that close() took away lost its work: it says so."""
+    pool = make()
+    taken = pytest.raises(TransactionAborted, match="closed before the block ended")
+    with taken, pool.connection() as conn:
+        conn.run("BEGIN")
+        pool.close(0.01)
+
+
+def test_release_in_a_block_is_the_users_own_doing(make: Make) -> None:
+    """Whoever releases inside the block asked for the rollback."""
+    with make().connection() as conn:
+        conn.run("BEGIN")
+        conn.release()
+
+
+def test_a_driver_that_breaks_at_fileno(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails after the dial fails the dial: no slot is lost, and the pool recovers."""
+    right = StubDriver.fileno
+    failures = iter([OSError("no descriptor")] * 2)
+
+    def fileno(self: StubDriver, conn: StubConnection) -> int:
+        for error in failures:
+            conn.close()
+            raise error
+        return right(self, conn)
+
+    monkeypatch.setattr(StubDriver, "fileno", fileno)
+    pool = make(max_size=1)
+    assert pool.run("SELECT 1") == "SELECT 1"
+    assert pool.stats().dial_failures == 2
+    assert pool.stats().size == 1
+
+
+def test_no_room_for_threads(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that cannot be started is started by a later call."""
+    pool = make()
+    pool.open()
+
+    def refuse(*args: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", refuse)
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.05)
+    assert pool.run("SELECT 1") == "SELECT 1"
+
+
+def test_no_room_for_the_first_thread(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pool that could not be opened is still new, and can be opened later."""
+    pool = make()
+
+    def refuse(*args: object) -> int:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_thread, "start_new_thread", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            pool.open()
+    assert pool.run("SELECT 1") == "SELECT 1"
+
+
+def test_a_log_handler_that_raises(make: Make, driver: StubDriver) -> None:
+    """A failed dial whose report fails too ends neither the thread nor the dialling."""
+
+    class Handler(fastpool.pool.logging.Handler):  # type: ignore[name-defined, misc]
+        def emit(self, record: object) -> None:
+            raise KeyError("handler")
+
+    handler = Handler()
+    fastpool.pool.log.addHandler(handler)
+    try:
+        driver.fail("connect", times=2)
+        assert make().run("SELECT 1") == "SELECT 1"
+    finally:
+        fastpool.pool.log.removeHandler(handler)
+
+
+@pytest.mark.parametrize("wrong", [123, StubDriver, object()])
+def test_what_is_no_driver(wrong: Any) -> None:
+    """A driver is looked at when the pool is made, not when it first dials."""
+    with pytest.raises(ConfigError, match="driver") as caught:
+        Pool(driver=wrong)
+    assert caught.value.setting == "driver"
+
+
+@pytest.mark.parametrize("wrong", ["a\0b", 123, "a\udc80", "two\nlines"])
+def test_what_is_no_name(wrong: Any) -> None:
+    """A name goes to the server and into logs: printable text."""
+    with pytest.raises(ConfigError, match="name"):
+        Pool(driver=StubDriver(), name=wrong)
+
+
+def test_a_timeout_names_the_holders(make: Make) -> None:
+    """Who waits in vain is told who has the connections."""
+    pool = make(max_size=1)
+    with pool.connection(), pytest.raises(PoolTimeout, match=r"held by: .*test_odd_moments") as e:
+        pool.acquire(timeout=0.01)
+    [holder] = e.value.holders
+    assert isinstance(holder, fastpool.Holder)
+    assert holder.thread_name == "MainThread"
+
+
+def test_from_env_follows_a_smaller_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """min_size was never asked for, so it gives way."""
+    monkeypatch.setenv("DB_PASSWORD", "x")
+    monkeypatch.delenv("DB_MIN_CONNS", raising=False)
+    assert fastpool.from_env(max_size=3).config.min_size == 3
+
+
+def test_a_closed_pool_listens_to_nothing(make: Make) -> None:
+    """Entering a listener of a closed pool dials nothing."""
+    pool = make()
+    pool.close()
+    with pytest.raises(fastpool.PoolClosed), fastpool.listen(pool, "channel"):
+        pass
+    eventually(lambda: pool.stats().size == 0)
