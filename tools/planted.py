@@ -365,7 +365,7 @@ RETURN = [
         TURNAROUND,
         """\
         if state.flags & TRANSACTION:
-            self.driver.control(entry.conn, "ROLLBACK")
+            self.driver.control(entry.conn, "ROLLBACK", _ROLLBACK)
         if state.flags & SESSION:
 """,
         """\
