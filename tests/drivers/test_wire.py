@@ -94,7 +94,7 @@ def test_out_adapter_that_raises_sends_nothing(connect: Any) -> None:
     conn.register_out_adapter(bytes, refuse)
     with pytest.raises(ZeroDivisionError):
         conn.run("SELECT :a", a=b"x")
-    assert conn._state.flags == 0
+    assert conn._state.flags == LOCAL  # the adapter, and nothing else
     assert in_step(conn)
 
 
@@ -104,7 +104,7 @@ def test_in_adapter_that_raises_costs_nothing(connect: Any) -> None:
     conn.register_in_adapter(25, lambda text: int(text))
     with pytest.raises(ValueError, match="invalid literal"):
         conn.run("SELECT 'word'::text FROM generate_series(1, 5000)")
-    assert conn._state.flags == 0
+    assert conn._state.flags == LOCAL  # the converter, and nothing else
     assert conn.run("SELECT '1'::text") == [[1]]
 
 
