@@ -89,7 +89,8 @@ def room_of(path: Path, root: Path) -> str:
 
 def violations(root: Path) -> list[str]:
     """What is wrong with the package at *root*, one sentence each."""
-    rooms = {room_of(path, root) for path in sources(root)}
+    # An installed package has the compiled core without its source.
+    rooms = {"_core"} | {room_of(path, root) for path in sources(root)}
     found = [
         f"{room}: not in the table of layers; give it a row"
         for room in sorted(rooms - LEVEL.keys() - {TOP, BESIDE})
