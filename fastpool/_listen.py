@@ -61,8 +61,9 @@ class Listener:
         """The next notification, in the order they were sent.
 
         Waits at most *timeout* seconds (``None``: no limit), and no longer than a
-        ``fastpool.deadline`` around, then raises ``TimeoutError``. Raises ``PoolClosed`` once the listener or its pool is
-        closed, ``ConnectFailed`` if the server refuses for good.
+        ``fastpool.deadline`` around, then raises ``TimeoutError``. Raises ``PoolClosed``
+        once the listener or its pool is closed, ``ConnectFailed`` if the server refuses
+        for good.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         deadline = min(deadline, _deadline.current())
