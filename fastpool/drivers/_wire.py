@@ -635,7 +635,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
                 context.stream_error = error
                 end = _message(_COPY_FAIL, type(error).__name__.encode("utf8", "replace") + b"\0")
                 break
-            if context.overtime:  # nobody need be told to stop who is still waiting for data
+            if context.overtime:  # the server may still be waiting for data
                 end = _message(_COPY_FAIL, b"the deadline has passed\0")
                 break
             if chunk is None or self._broken is not None:
