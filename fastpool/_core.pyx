@@ -108,6 +108,8 @@ ENTERED = cython.declare(cython.int, 0)
 RELEASED = cython.declare(cython.int, 1)
 OCCUPIED = cython.declare(cython.int, 2)
 
+NEVER = cython.declare(cython.double, math.inf)
+
 HOUSE = cython.declare(cython.Py_ssize_t, 1)
 """The holder of an entry that a pool thread has; never the address of a lease."""
 
@@ -904,7 +906,7 @@ class Core:
                 lasti = frame.f_lasti
             except (AttributeError, ValueError):
                 pass  # called by no Python code: the first function of a raw thread
-        if until != math.inf:
+        if until != NEVER:
             until += monotonic()
         while self._take(lease, now, thread, code, lasti) or self._queue_up(
             lease, timeout, until, tries, since, thread, code, lasti

@@ -106,6 +106,8 @@ ENTERED = 0
 RELEASED = 1
 OCCUPIED = 2
 
+NEVER = math.inf
+
 HOUSE = 1
 """The holder of an entry that a pool thread has; never the address of a lease."""
 
@@ -949,7 +951,7 @@ class Core(Mutexed):
             lasti = frame.f_lasti
         except (AttributeError, ValueError):
             pass  # called by no Python code: the first function of a raw thread
-        if until != math.inf:
+        if until != NEVER:
             until += monotonic()
         while self._take(lease, now, thread, code, lasti) or self._queue_up(
             lease, timeout, until, tries, since, thread, code, lasti
