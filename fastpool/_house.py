@@ -47,8 +47,11 @@ class House:
     def __init__(
         self, conninfo: ConnInfo, driver: Driver[Any], config: PoolConfig, name: str
     ) -> None:
+        if config.pgbouncer:
+            conninfo.fit_pgbouncer()
         self.name = name
         self.driver = driver
+        self._conninfo = conninfo
         self._opening = threading.RLock()
         self.core = Core()
         self.turnaround = Turnaround(self.core, driver, config, name)
@@ -70,7 +73,10 @@ class House:
         return self.turnaround.config
 
     def reconfigure(self, config: PoolConfig) -> None:
-        """Put *config* in force on the live pool; it has been checked already."""
+        """Put *config* in force on the live pool; but for what *conninfo* has to say
+        to it, it has been checked already."""
+        if config.pgbouncer:
+            self._conninfo.fit_pgbouncer()
         core, before = self.core, self.config
         self.configure(config)
         ages = ("max_lifetime", "max_lifetime_jitter")
@@ -271,6 +277,7 @@ class House:
             dial_time=opener.dial_time,
             closed=dict(self.keeper.closed),
             encryption=opener.encryption,
+            pgbouncer=opener.pooled,
             last_connect_error=None if error is None else describe(error),
             last_connect_error_age=None if error is None else now - opener.last_error_at,
         )

@@ -243,7 +243,8 @@ class Keeper:
         return max(rest, _SHORTEST)
 
     def _ask_idle_limit(self, entry: Entry) -> None:
-        """Once: does the server end idle sessions before the pool would?"""
+        """Once: does the server end idle sessions before the pool would? And is there
+        a pooler before it that has not shown?"""
         limit = self.config.max_idle_time
         if not self._core.hold(entry):
             return
@@ -253,6 +254,7 @@ class Keeper:
         except Exception as error:
             log.info("pool %r: idle_session_timeout is not known: %s", self._name, error)
         else:
+            self._opener.note_pooler(entry.conn)
             if ends is not None and (limit is None or ends < limit):
                 log.warning(
                     "pool %r: the server ends sessions idle for %g s (idle_session_timeout); "

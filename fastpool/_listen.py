@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _deadline
 from ._impl import State
 from .drivers.base import hang_up
-from .errors import PoolClosed
+from .errors import ConfigError, PoolClosed
 
 if TYPE_CHECKING:
     from ._house import House
@@ -102,8 +102,10 @@ class Listener:
         state = State()
         try:
             self._conn, _ = opener.dial(state)
-            self._house.turnaround.prepare(self._conn, state)
-            driver.listen(self._conn, self.channel)
+            opener.note_pooler(self._conn)
+            if not opener.pooled:
+                self._house.turnaround.prepare(self._conn, state)
+                driver.listen(self._conn, self.channel)
         except BaseException as error:
             self._drop()
             if not isinstance(error, Exception):
@@ -120,6 +122,9 @@ class Listener:
             self._failures, self._error = 0, None
             if self._closed:  # meanwhile, by another thread
                 self._drop()
+            elif opener.pooled:
+                self.close()
+                raise _deaf(self.channel)
 
     def _drop(self) -> None:
         conn, self._conn = self._conn, None
@@ -151,6 +156,16 @@ class Listener:
         self.close()
 
 
+def _deaf(channel: str) -> ConfigError:
+    return ConfigError(
+        f"cannot listen on {channel!r} behind PgBouncer in transaction pooling: LISTEN would stay "
+        "in a server session that others get, and no notification would come through. Listen by a "
+        "pool (min_size=0) that connects to PostgreSQL itself; or, if PgBouncer pools sessions, "
+        "set pgbouncer=False",
+        setting="pgbouncer",
+    )
+
+
 def listen(pool: Pool[Any], channel: str) -> Listener:
     """Listen for notifications on *channel*, by the settings of *pool*.
 
@@ -160,5 +175,10 @@ def listen(pool: Pool[Any], channel: str) -> Listener:
         with fastpool.listen(pool, "jobs") as notifications:
             for notification in notifications:
                 print(notification.payload)
+
+    Raises ``ConfigError`` behind PgBouncer in transaction pooling, at the latest when
+    that is found out.
     """
+    if pool._house.opener.pooled:
+        raise _deaf(channel)
     return Listener(pool._house, channel)

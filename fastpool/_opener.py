@@ -79,6 +79,7 @@ class Opener:
         """The last dial's failure, if dialling again would fail the same way."""
         self.encryption: str | None = None
         """Of the last connection made: ``none``, ``unverified`` or ``verified``."""
+        self._pooler_found = False
         self.progress = threading.Condition()
         """Notified after each dial."""
 
@@ -200,6 +201,7 @@ class Opener:
                 self._core.house.disposed()  # that was perhaps the last slot
             return
         self._note_encryption(conn)
+        self.note_pooler(conn)
         try:
             # Part of the dial: who waits for it should not have another one begun.
             self._turnaround.prepare(conn, entry.state)
@@ -226,6 +228,32 @@ class Opener:
             log.warning(
                 "pool %r: connections are encrypted, but the server does not prove who it is; "
                 "sslmode=verify-full makes it",
+                self._name,
+            )
+
+    @property
+    def pooled(self) -> bool:
+        """Whether connections lead to a pooler that lends out server sessions: as the
+        ``pgbouncer`` setting says, or as one of them has found out."""
+        told = self.config.pgbouncer
+        return self._pooler_found if told is None else told
+
+    def note_pooler(self, conn: Any) -> None:
+        """Tell once if *conn* leads to a pooler; later ones are told so."""
+        if self.config.pgbouncer is not None or self._pooler_found:
+            return
+        if not self._driver.pooled(conn):
+            return
+        self._pooler_found = True
+        log.info(
+            "pool %r: there is a pooler before the server, and it is taken to pool transactions; "
+            "pgbouncer=True says so at once, False that it pools sessions",
+            self._name,
+        )
+        if self.config.reset == "discard":
+            log.warning(
+                "pool %r: reset='discard' behind a pooler resets the session that was used only "
+                "if the pooler pools sessions",
                 self._name,
             )
 
@@ -288,6 +316,7 @@ class Opener:
         )
         params["session_settings"] = dict(config.session_settings)
         params["cancel_budget"] = config.cancel_budget
+        params["pgbouncer"] = self.pooled or config.pgbouncer
         if config.before_connect is not None:
             self._turnaround.call("before_connect", config.before_connect, params)
         limit = math.inf if config.connect_timeout is None else config.connect_timeout
@@ -335,9 +364,16 @@ class Opener:
         return failed
 
 
+_STARTUP_HINT = (
+    "; session_settings and options travel as start-up parameters, of which PgBouncer takes few: "
+    "use ALTER ROLE ... SET on the server instead, or SET LOCAL in each transaction"
+)
+
+
 def describe(error: BaseException) -> str:
     """The server's message out of a driver's error, or the error's own text."""
     first = error.args[0] if error.args else None
     if isinstance(first, dict) and "M" in first:
-        return f"{first.get('S', 'ERROR')}: {first['M']} ({first.get('C', '?')})"
+        hint = _STARTUP_HINT if "startup parameter" in first["M"] else ""
+        return f"{first.get('S', 'ERROR')}: {first['M']} ({first.get('C', '?')}){hint}"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -58,6 +58,7 @@ class Turnaround:
         self._hooking = threading.local()
         # Notified when a cancel request has ended.
         self._cancels = threading.Condition()
+        self._told_of_leak = False
 
     # -- checkout --------------------------------------------------------------
 
@@ -145,10 +146,15 @@ class Turnaround:
         if state.flags & TRANSACTION:
             self.rollback(entry)
         if state.flags & SESSION:
-            if self.config.reset == "smart":
-                self._discard(entry)
-            else:
+            if self.config.reset != "smart":
                 self.driver.rebase(entry.conn)
+            elif self.driver.pooled(entry.conn):
+                # DISCARD ALL would go to whichever server session is free. What the
+                # pooler itself keeps for this connection (TimeZone) ends with it.
+                self._leaked(f"acquired at {entry.site()}")
+                return "session"
+            else:
+                self._discard(entry)
         if state.flags & LOCAL:
             self.driver.restore(entry.conn)
         return "broken" if state.flags else None
@@ -162,6 +168,19 @@ class Turnaround:
             return self.settle_flags(entry)
         return None
 
+    def _leaked(self, where: str) -> None:
+        """Say once that session state is left where it cannot be found again."""
+        if not self._told_of_leak:
+            self._told_of_leak = True
+            log.warning(
+                "pool %r: a connection %s has changed its session (SET, LISTEN, PREPARE), "
+                "behind PgBouncer: in transaction pooling that stays in a server session which "
+                "others get. Use SET LOCAL in a transaction; or set pgbouncer=False if it pools "
+                "sessions",
+                self.name,
+                where,
+            )
+
     def _discard(self, entry: Entry) -> None:
         self.driver.discard(entry.conn, self._patience(entry))
         self.prepare(entry.conn, entry.state)
@@ -173,6 +192,8 @@ class Turnaround:
         if hook is not None:
             with self.hook("after_connect", conn, state):
                 hook(conn)
+            if state.flags & SESSION and self.driver.pooled(conn):
+                self._leaked("in the after_connect hook")
             self.driver.rebase(conn)
             if state.flags & LOCAL:
                 self.driver.restore(conn)

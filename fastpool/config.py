@@ -137,6 +137,12 @@ def _hook(name: str, value: Any) -> Any:
     return value
 
 
+def _known_or_found_out(name: str, value: Any) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise _refuse(name, "True, False, or None (find out)", value)
+
+
 def _text(name: str, value: Any) -> str | None:
     if value is None or (isinstance(value, str) and "\0" not in value):
         return value
@@ -329,6 +335,13 @@ class PoolConfig:
     """What to do when every connection is held by a thread that itself waits in
     this pool: raise ``PoolDeadlock``, log it, or nothing."""
 
+    pgbouncer: bool | None = _setting(None, _known_or_found_out)
+    """Whether the connections lead to PgBouncer, or its like, in transaction (or
+    statement) pooling: then a server session lasts for one transaction, and what
+    depends on it is refused. False: there is none, or it pools sessions. None:
+    find out, by the key that the server gives out for cancel requests; a pooler
+    that is found is taken to pool transactions."""
+
     application_name: str | None = _setting(None, _text)
     """As the server shows it in pg_stat_activity. None: the pool's name."""
 
@@ -368,6 +381,8 @@ class PoolConfig:
                 raise ConfigError(
                     f"{low}={low_value} is more than {high}={high_value}: {advice}", setting=low
                 )
+        if self.pgbouncer:
+            _fit_pgbouncer(self)
 
     @classmethod
     def build(cls, **settings: Any) -> PoolConfig:
@@ -405,6 +420,28 @@ class PoolConfig:
             if name in _DERIVED or value != getattr(_DEFAULT, name)
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _fit_pgbouncer(config: PoolConfig) -> None:
+    if config.reset == "discard":
+        raise ConfigError(
+            "reset='discard' cannot be had with pgbouncer=True: DISCARD ALL would go to "
+            "whichever server session is free, not to the one that was used",
+            setting="reset",
+        )
+    for name in config.session_settings:
+        if name.lower() not in _TAKEN_BY_PGBOUNCER:
+            raise ConfigError(
+                f"session_settings: PgBouncer refuses {name} as a start-up parameter (it takes "
+                f"{', '.join(_TAKEN_BY_PGBOUNCER)}); set it on the server with ALTER ROLE ... SET "
+                "or ALTER DATABASE ... SET, or with SET LOCAL in each transaction",
+                setting="session_settings",
+            )
+
+
+# And application_name, which is a setting of its own. Newer versions can be told to
+# take more (track_extra_parameters), or to drop others (ignore_startup_parameters).
+_TAKEN_BY_PGBOUNCER = ("client_encoding", "datestyle", "timezone", "standard_conforming_strings")
 
 
 def _describe(value: object) -> str:

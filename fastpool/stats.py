@@ -69,6 +69,8 @@ class PoolStats:
     encryption: str | None = None
     """Of the last connection made: ``none``, ``unverified`` (encrypted, but to
     whom is not known) or ``verified``."""
+    pgbouncer: bool = False
+    """Connections lead to a pooler that pools transactions: as set, or found out."""
     last_connect_error: str | None = None
     last_connect_error_age: float | None = None
 

@@ -43,6 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "idle_order": "lifo",
     "leak_threshold": None,
     "deadlock": "raise",
+    "pgbouncer": None,
     "application_name": None,
     "before_connect": None,
     "after_connect": None,
@@ -103,7 +104,8 @@ def refused(**settings: Any) -> ConfigError:
 
 def test_every_setting_is_in_a_table() -> None:
     """A new setting without a place in these tests fails here."""
-    tables = {*COUNTS, *TIMES, *WORDS, *HOOKS, "session_settings", "application_name"}
+    others = "session_settings", "application_name", "pgbouncer"
+    tables = {*COUNTS, *TIMES, *WORDS, *HOOKS, *others}
     assert {f.name for f in fields(PoolConfig) if f.init} == set(DEFAULTS) == tables
 
 
@@ -556,6 +558,32 @@ def test_sizes_that_are_taken_agree(sizes: dict[str, int]) -> None:
         assert 0 <= config.min_idle <= config.max_idle
     else:
         assert refused(**sizes).setting in sizes
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", "yes", object()])
+def test_pgbouncer_is_true_false_or_none(value: Any) -> None:
+    """Nothing that merely counts as true."""
+    assert [PoolConfig(pgbouncer=v).pgbouncer for v in (True, False, None)] == [True, False, None]
+    assert str(refused(pgbouncer=value)).startswith("pgbouncer must be True, False, or None")
+
+
+def test_what_cannot_be_had_behind_pgbouncer() -> None:
+    """A reset of whichever session is free, and start-up parameters that it refuses."""
+    error = refused(pgbouncer=True, reset="discard")
+    assert error.setting == "reset"
+    assert "DISCARD ALL would go to" in str(error)
+    for name in ("statement_timeout", "search_path", "my.own"):
+        error = refused(pgbouncer=True, session_settings={name: "secret"})
+        assert error.setting == "session_settings"
+        assert f"refuses {name} as" in str(error)
+        assert "ALTER ROLE" in str(error)
+        assert "SET LOCAL" in str(error)
+        assert "secret" not in str(error)
+        assert PoolConfig(pgbouncer=False, session_settings={name: "x"})
+        with pytest.raises(ConfigError):
+            PoolConfig(session_settings={name: "x"}).replace(pgbouncer=True)
+    taken = {"DateStyle": "ISO", "TimeZone": "UTC", "standard_conforming_strings": True}
+    assert PoolConfig(pgbouncer=True, session_settings={**taken, "client_encoding": "UTF8"})
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_bytes_that_are_not_utf8_survive() -> None:
     ("text", "hint"),
     [
         ("host=h sslmod=require", 'unknown parameter "sslmod" at character 8, did you mean "sslm'),
-        ("postgres://u:p@h/?pgbouncer=true", 'unknown parameter "pgbouncer" at character 19'),
+        ("postgres://u:p@h/?bouncer=true", 'unknown parameter "bouncer" at character 19, did you'),
         ("postgresql+pg8000://u:p@h/db", "+driver"),
         ("postgres+psycopg2://u:p@h/db", "+driver"),
         ("POSTGRES://u:p@h/db", "lower case"),
@@ -634,6 +634,29 @@ def test_pool_settings_are_converted() -> None:
         "connect_timeout": 0.25,
     }
     assert not info.settings.keys() & info.for_host(0).keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "flag"),
+    [("true", True), ("ON", True), ("yes", True), ("1", True), ("False", False), ("off", False)],
+)
+def test_a_flag(value: str, flag: bool) -> None:
+    """Yes or no, in the words that PostgreSQL takes; anything else is an error."""
+    assert resolve(f"pgbouncer={value}").settings == {"pgbouncer": flag}
+    with pytest.raises(ConfigError, match=r"pgbouncer: 'maybe' is not one of true, on, yes, 1,"):
+        resolve("pgbouncer=maybe")
+
+
+def test_options_do_not_pass_pgbouncer() -> None:
+    """Its origin is named; without options there is nothing to say."""
+    resolve("host=h").fit_pgbouncer()
+    for info, label in (
+        (resolve("options=-cgeqo=off"), "options"),
+        (resolve(PGOPTIONS="-cgeqo=off"), "PGOPTIONS"),
+    ):
+        with pytest.raises(ConfigError, match=f"^{label}: PgBouncer refuses it") as caught:
+            info.fit_pgbouncer()
+        assert caught.value.setting == label
 
 
 @pytest.mark.parametrize(

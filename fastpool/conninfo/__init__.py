@@ -37,7 +37,7 @@ from ..errors import ConfigError
 from ._db_env import DatabaseConfig
 from ._libpq import PARAMETERS, POOL_SETTINGS, parse
 from ._service import SOCKET_DIRS, home_directory, password_from_file, read_service
-from ._values import parse_duration, parse_integer
+from ._values import parse_duration, parse_flag, parse_integer
 
 __all__ = ["ConnInfo", "DatabaseConfig", "Host", "parse", "parse_duration", "resolve"]
 
@@ -122,6 +122,16 @@ class ConnInfo:
             if password:
                 params["password"] = password
         return params
+
+    def fit_pgbouncer(self) -> None:
+        """Raise ``ConfigError`` if PgBouncer would refuse what every attempt asks for."""
+        if "options" in self._params:
+            label = _label("options", self.origins)
+            raise ConfigError(
+                f"{label}: PgBouncer refuses it as a start-up parameter; use ALTER ROLE ... SET "
+                "on the server, or SET LOCAL in each transaction",
+                setting=label,
+            )
 
     def __repr__(self) -> str:
         # Only what cannot hold a secret, so neither options nor passwords. A
@@ -344,6 +354,8 @@ def _settings(values: Mapping[str, str], origins: Mapping[str, str]) -> dict[str
         kind = POOL_SETTINGS.get(name)
         if kind == "integer":
             settings[name] = parse_integer(value, label)
+        elif kind == "flag":
+            settings[name] = parse_flag(value, label)
         elif kind == "text":
             settings[name] = None if value == "off" else value
         elif kind is None and _NEGATIVE.fullmatch(value):

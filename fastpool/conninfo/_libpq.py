@@ -149,7 +149,7 @@ PARAMETERS: dict[str, Parameter] = {
     "oauth_scope": Parameter("refused", why=_OAUTH),
 }
 
-POOL_SETTINGS: dict[str, Literal["duration", "jitter", "integer", "text"]] = {
+POOL_SETTINGS: dict[str, Literal["duration", "jitter", "integer", "text", "flag"]] = {
     "min_size": "integer",
     "max_size": "integer",
     "min_idle": "integer",
@@ -174,6 +174,7 @@ POOL_SETTINGS: dict[str, Literal["duration", "jitter", "integer", "text"]] = {
     "leak_threshold": "duration",
     "deadlock": "text",
     "close_timeout": "duration",
+    "pgbouncer": "flag",
 }
 """The pool's own settings that a connection string may hold, and their kind."""
 

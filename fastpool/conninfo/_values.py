@@ -13,7 +13,7 @@ import re
 
 from ..errors import ConfigError
 
-__all__ = ["parse_duration", "parse_integer"]
+__all__ = ["parse_duration", "parse_flag", "parse_integer"]
 
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _SECONDS = re.compile(rf"\+?({_NUMBER})")
@@ -33,6 +33,10 @@ _UNITS = {
 }
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _INT32 = 2**31 - 1
+_FLAGS = {
+    **dict.fromkeys(("true", "on", "yes", "1"), True),
+    **dict.fromkeys(("false", "off", "no", "0"), False),
+}
 
 
 def parse_duration(text: str, setting: str = "duration") -> float | None:
@@ -74,3 +78,16 @@ def parse_integer(text: str, setting: str) -> int:
         f"{setting}: {text!r} is not an integer; accepted are decimal digits, such as 25",
         setting=setting,
     )
+
+
+def parse_flag(text: str, setting: str) -> bool:
+    """Return whether *text* says yes: ``true``, ``on``, ``yes``, ``1``, in any case.
+
+    Raises ``ConfigError`` naming *setting* for what is neither that nor its opposite.
+    """
+    try:
+        return _FLAGS[text.lower()]
+    except KeyError:
+        raise ConfigError(
+            f"{setting}: {text!r} is not one of {', '.join(_FLAGS)}", setting=setting
+        ) from None

@@ -63,7 +63,7 @@ from pg8000.core import (
 from pg8000.exceptions import DatabaseError, InterfaceError
 
 from .._deadline import current as deadline
-from ..errors import DeadlineExceeded
+from ..errors import ConfigError, DeadlineExceeded
 from ._socket import TLS, LimitPassed, Refused, Socket, TLSSocket, drive, stepwise
 from .base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION, ConnState, Wait
 
@@ -174,12 +174,15 @@ class Connection(CoreConnection):  # type: ignore[misc]
     # The adapters at birth, once a user has registered others.
     _born_adapters: tuple[Any, Any] | None = None
     _born_statements: frozenset[bytes] = frozenset()
-    _pooled = False  # behind a pooler: the end of a cancel request proves nothing
     _proved = False  # the server's SCRAM signature was right
     auth: Any = None
     _cancel_budget = 0.0  # seconds that an answer may come after the deadline
     _sent: str | None = ""  # the statement of an exchange that has not ended
     _tls: TLS | None = None
+    _pooled: bool | None = None
+    """Behind a pooler that lends server sessions out: nothing that is sent later, a
+    cancel request included, is sure to concern the session that was used before.
+    ``None``: it does not look so, and was not asked."""
     _redial: functools.partial[Generator[Wait, None, Socket | TLSSocket]]
 
     def __init__(
@@ -745,6 +748,14 @@ class NativeConnection(Connection, pg8000.native.Connection):  # type: ignore[mi
         return rows
 
     def prepare(self, sql: str) -> pg8000.native.PreparedStatement:
+        if self._pooled:
+            raise ConfigError(
+                "prepare() cannot be used behind PgBouncer in transaction pooling: the next "
+                "transaction may get another server session, which does not have the statement. "
+                "Use run(): with parameters it is one round trip too. If PgBouncer pools "
+                "sessions, or keeps prepared statements (from 1.21 on), set pgbouncer=False",
+                setting="pgbouncer",
+            )
         return pg8000.native.PreparedStatement(_Bound(self), sql)
 
 

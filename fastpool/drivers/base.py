@@ -123,7 +123,13 @@ class Driver(Protocol[ConnT]):
         """What the server is now; a round trip only if it has not said so itself."""
 
     def idle_limit(self, conn: ConnT) -> float | None:
-        """Seconds after which the server ends an idle session; ``None``: never."""
+        """Seconds after which the server ends an idle session; ``None``: never.
+        One round trip, in which a pooler is found that did not look like one."""
+
+    def pooled(self, conn: ConnT) -> bool:
+        """True behind a pooler that lends out a server session per transaction, as far
+        as is known now. ``params["pgbouncer"]`` at :meth:`connect` decides, if it is
+        not ``None``."""
 
     def is_permanent(self, error: BaseException) -> bool:
         """True when dialling again would fail the same way (a wrong password)."""

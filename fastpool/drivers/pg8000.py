@@ -32,6 +32,34 @@ ConnT = TypeVar("ConnT", bound=Connection)
 _ANSWER = 5.0
 """Seconds for a server to answer what it need not think about."""
 
+_MAX_PID = 2**22
+"""The largest process id of Linux (PID_MAX_LIMIT); other systems stay far below."""
+
+_IDLE_LIMIT = (
+    "SELECT pg_backend_pid(), (SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout')"
+)
+
+_POOLER_BUSY = (
+    "client_login_timeout",
+    "query_wait_timeout",
+    "pgbouncer cannot connect",
+    "no more connections allowed",
+    "client connections exceeded",
+    "server login has been failing",
+    "server shutting down",
+    "pooler is shutting down",
+    "admin forced disconnect",
+    "bouncer resources exhaustion",
+    "no memory",
+    "out of memory",
+    # The server's, which PgBouncer before 1.20 passes on without their SQLSTATE.
+    "the database system is",
+    "sorry, too many clients",
+    "remaining connection slots",
+    "too many connections for",
+)
+"""How those messages of PgBouncer begin that tell of a passing trouble."""
+
 
 class _Driver(Generic[ConnT]):
     """What both drivers share; see :class:`fastpool.drivers.base.Driver`."""
@@ -137,6 +165,9 @@ class _Driver(Generic[ConnT]):
                 raise InterfaceError(f"cannot connect to {where}: {error}") from error
             raise InterfaceError(f"{where} does not speak PostgreSQL's protocol") from error
         conn._tls = tls if isinstance(sock, TLSSocket) else None
+        conn._pooled = params.get("pgbouncer")
+        if conn._pooled is None and not _is_process_id(_key_id(conn)):
+            conn._pooled = True
         conn._redial = functools.partial(dial, endpoint, conn._tls)
         conn._cancel_budget = params.get("cancel_budget") or 0.0
         state.leave(0)
@@ -154,19 +185,18 @@ class _Driver(Generic[ConnT]):
     def is_permanent(self, error: BaseException) -> bool:
         """Wrong credentials, names, settings or certificates; what TLS rules out.
 
-        08P01 is how PgBouncer refuses a start-up parameter.
+        PgBouncer says 08P01 whatever it refuses; what passes is told by the words.
         """
         code = self.sqlstate(error)
+        if code == "08P01":
+            return not _said(error).get("M", "").startswith(_POOLER_BUSY)
         if code is not None:
-            return code[:2] in ("0A", "22", "28", "3D", "42") or code in ("08P01", "55P02")
+            return code[:2] in ("0A", "22", "28", "3D", "42") or code == "55P02"
         return any(isinstance(e, (Refused, ValueError, TypeError)) for e in _causes(error))
 
     def sqlstate(self, error: BaseException) -> str | None:
-        for cause in _causes(error):
-            if isinstance(cause, DatabaseError) and cause.args and isinstance(cause.args[0], dict):
-                code: str | None = cause.args[0].get("C")
-                return code
-        return None
+        code: str | None = _said(error).get("C")
+        return code
 
     def control(self, conn: ConnT, sql: str, timeout: float | None = None) -> None:
         conn._command(sql, timeout)
@@ -196,10 +226,21 @@ class _Driver(Generic[ConnT]):
         return Role(standby, standby or by_default == "on")
 
     def idle_limit(self, conn: ConnT) -> float | None:
-        """``idle_session_timeout``, which servers have from PostgreSQL 14 on."""
-        sql = "SELECT setting FROM pg_settings WHERE name = 'idle_session_timeout'"
-        rows = conn._command(sql, _ANSWER).rows
-        return int(rows[0][0]) / 1000 or None if rows else None
+        """``idle_session_timeout``, which servers have from PostgreSQL 14 on. Behind a
+        pooler the idle sessions are not ours."""
+        [[pid, setting]] = conn._command(_IDLE_LIMIT, _ANSWER).rows
+        if conn._pooled is None:
+            conn._pooled = _key_id(conn) not in (None, pid)
+        return None if conn._pooled or setting is None else int(setting) / 1000 or None
+
+    def pooled(self, conn: ConnT) -> bool:
+        """Behind PgBouncer in transaction pooling, or what may be that.
+
+        The id in the key that a server gives out for cancel requests is its process's.
+        Poolers draw the key at random: in PgBouncer one in a thousand looks like an id
+        of Linux, one in 128 where it has peers. :meth:`idle_limit` asks for certain.
+        """
+        return bool(conn._pooled)
 
     def listen(self, conn: ConnT, channel: str) -> None:
         # pg8000 keeps a hundred: a listener must not lose the others.
@@ -264,6 +305,24 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _said(error: BaseException) -> dict[str, str]:
+    """The fields of the server's error, if it sent one."""
+    for cause in _causes(error):
+        if isinstance(cause, DatabaseError) and cause.args and isinstance(cause.args[0], dict):
+            fields: dict[str, str] = cause.args[0]
+            return fields
+    return {}
+
+
+def _key_id(conn: Connection) -> int | None:
+    key = conn._backend_key_data
+    return None if key is None else int.from_bytes(key[:4], "big", signed=True)
+
+
+def _is_process_id(number: int | None) -> bool:
+    return number is None or 0 < number <= _MAX_PID
 
 
 def _startup(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,8 @@ class StubConnection:
         self.number = number
         """1 for the first connection made, 2 for the second, ..."""
         self.closed = False
+        self.pooled = False
+        """Behind a pooler that lends server sessions out."""
         self.statements: list[str] = []
         """All that was run on it, by the user and by the pool."""
         self._state = state
@@ -126,6 +128,8 @@ class StubDriver:
         }
         self.sockets = sockets
         self.server_role = Role(standby=False, read_only=False)
+        self.behind_pooler = False
+        """What new connections find out, unless they are told."""
         self.idle_session_timeout: float | None = None
         """What the server's setting of that name is, in seconds."""
         self.counts: Counter[str] = Counter()
@@ -188,6 +192,8 @@ class StubDriver:
                 self.open_now -= 1
             raise
         conn = StubConnection(self, state, next(self._numbers))
+        told = params.get("pgbouncer")
+        conn.pooled = self.behind_pooler if told is None else told
         if self.sockets:
             self._pairs[conn] = socket.socketpair()
         self._open.add(conn)
@@ -206,6 +212,9 @@ class StubDriver:
 
     def idle_limit(self, conn: StubConnection) -> float | None:
         return self.idle_session_timeout
+
+    def pooled(self, conn: StubConnection) -> bool:
+        return conn.pooled
 
     def is_permanent(self, error: BaseException) -> bool:
         return bool(getattr(error, "permanent", False))
