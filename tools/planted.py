@@ -1007,4 +1007,85 @@ DEADLINES = [
     ),
 ]
 
-MUTANTS = [*WAITING, *CHECKOUT, *RETURN, *SLOTS, *DIALLING, *SETTINGS, *DRIVER, *DEADLINES]
+# Those of tests/integration need a PgBouncer.
+POOLER = [
+    Mutant(
+        "somebody-elses-session-is-reset",
+        TURNAROUND,
+        "            elif self.driver.pooled(entry.conn):\n",
+        "            elif False:\n",
+        "tests/pool/test_pgbouncer.py::test_smart_reset",
+    ),
+    Mutant(
+        "pooler-is-told-of-each-time",
+        TURNAROUND,
+        "            self._told_of_leak = True\n",
+        "",
+        "tests/pool/test_pgbouncer.py::test_smart_reset",
+    ),
+    Mutant(
+        "told-no-pooler-but-looks",
+        "fastpool/drivers/pg8000.py",
+        "if conn._pooled is None and not _is_process_id(",
+        "if not _is_process_id(",
+        "tests/integration/test_pgbouncer.py::test_finding_out",
+    ),
+    Mutant(
+        "any-number-is-a-process-id",
+        "fastpool/drivers/pg8000.py",
+        "return number is None or 0 < number <= _MAX_PID",
+        "return True",
+        "tests/integration/test_pgbouncer.py::test_the_question_finds_a_key_that_looks_like_a_process_id",
+    ),
+    Mutant(
+        "nobody-asks-for-the-process-id",
+        "fastpool/drivers/pg8000.py",
+        "conn._pooled = _key_id(conn) not in (None, pid)",
+        "conn._pooled = False",
+        "tests/integration/test_pgbouncer.py::test_the_question_finds_a_key_that_looks_like_a_process_id",
+    ),
+    Mutant(
+        "found-pooler-is-not-told-on",
+        OPENER,
+        'params["pgbouncer"] = self.pooled or config.pgbouncer',
+        'params["pgbouncer"] = config.pgbouncer',
+        "tests/pool/test_pgbouncer.py::test_found_once_and_passed_on",
+    ),
+    Mutant(
+        "listening-to-nobody",
+        "fastpool/_listen.py",
+        "            if not opener.pooled:\n",
+        "            if True:\n",
+        "tests/pool/test_pgbouncer.py::test_no_listening",
+    ),
+    Mutant(
+        "prepared-where-it-will-not-be",
+        WIRE,
+        """\
+        if self._pooled:
+            raise""",
+        """\
+        if False:
+            raise""",
+        "tests/integration/test_pgbouncer.py::test_what_is_forbidden",
+    ),
+    Mutant(
+        "busy-pooler-is-for-good",
+        "fastpool/drivers/pg8000.py",
+        'return not _said(error).get("M", "").startswith(_POOLER_BUSY)',
+        "return True",
+        "tests/drivers/test_connect.py::test_pgbouncer_says_08p01_whatever_it_refuses",
+    ),
+    Mutant(
+        "refused-parameter-is-let-through",
+        CONFIG,
+        """\
+        if self.pgbouncer:
+            _fit_pgbouncer(self)
+""",
+        "",
+        "tests/test_config.py::test_what_cannot_be_had_behind_pgbouncer",
+    ),
+]
+
+MUTANTS = [*WAITING, *CHECKOUT, *RETURN, *SLOTS, *DIALLING, *SETTINGS, *DRIVER, *DEADLINES, *POOLER]

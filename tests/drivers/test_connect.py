@@ -133,6 +133,27 @@ def test_what_the_server_refuses_for_good(connect: Any, changes: Any, sqlstate: 
     assert Native().is_permanent(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("message", "permanent"),
+    [
+        ("unsupported startup parameter: query_wait_timeout", True),
+        ("SASL authentication failed", True),
+        ("no such database: x", True),
+        ("query_wait_timeout", False),
+        ("client_login_timeout (server down)", False),
+        ("pgbouncer cannot connect to server", False),
+        ("no more connections allowed (max_client_conn)", False),
+        ("server login has been failing, cached error: x (server_login_retry)", False),
+        ("the database system is starting up", False),
+    ],
+)
+def test_pgbouncer_says_08p01_whatever_it_refuses(message: str, permanent: bool) -> None:
+    """Its words tell what will be refused again from what passes."""
+    error = DatabaseError({"S": "FATAL", "C": "08P01", "M": message})
+    assert Native().sqlstate(error) == "08P01"
+    assert Native().is_permanent(error) is permanent
+
+
 def test_full_and_starting_servers_are_not_permanent() -> None:
     """Nor is a refused port, an unknown name, a missing socket or a server that hangs up."""
     driver = Native()
