@@ -337,57 +337,6 @@ def test_ping_of_a_server_that_does_not_answer(connect: Any) -> None:
 # TLS and authentication
 
 
-@pytest.mark.parametrize(
-    ("sslmode", "server_tls", "root", "outcome"),
-    [
-        ("disable", True, None, "none"),
-        ("allow", True, None, "none"),
-        ("prefer", True, None, "unverified"),
-        ("prefer", False, None, "none"),
-        ("prefer", True, "right", "verified"),
-        ("prefer", True, "wrong", "none"),
-        ("require", True, None, "unverified"),
-        ("require", False, None, "does not support TLS"),
-        ("require", True, "right", "verified"),
-        ("require", True, "wrong", "CERTIFICATE_VERIFY_FAILED"),
-        ("verify-ca", True, None, "needs a root certificate"),
-        ("verify-ca", True, "right", "verified"),
-        ("verify-ca", True, "wrong", "CERTIFICATE_VERIFY_FAILED"),
-        ("verify-ca", False, "right", "does not support TLS"),
-        ("verify-full", True, "right", "verified"),
-        ("verify-full", True, "system", "CERTIFICATE_VERIFY_FAILED"),
-        ("verify-full", False, "right", "does not support TLS"),
-    ],
-)
-def test_sslmode(
-    connect: Any,
-    server: LocalPostgres,
-    certificates: Certificates,
-    home: Path,
-    sslmode: str,
-    server_tls: bool,
-    root: str | None,
-    outcome: str,
-) -> None:
-    """libpq's meaning of each mode, with and without a root certificate in place."""
-    changes = {"host": "localhost", "hostaddr": "127.0.0.1", "sslmode": sslmode}
-    if root == "system":
-        changes["sslrootcert"] = "system"
-    elif root is not None:
-        source = certificates.root if root == "right" else certificates.other_root
-        (home / "root.crt").write_bytes(source.read_bytes())
-    driver = Native()
-    with Proxy(server.port, certificates.context() if server_tls else None) as proxy:
-        if outcome in ("none", "unverified", "verified"):
-            conn = connect(driver, port=proxy.port, **changes)
-            assert driver.encryption(conn) == outcome
-            assert conn.run("SELECT :a", a="x" * 50_000) == [["x" * 50_000]]
-        else:
-            with pytest.raises((InterfaceError, ConfigError), match=outcome) as caught:
-                connect(driver, port=proxy.port, **changes)
-            assert driver.is_permanent(caught.value)
-
-
 def test_verify_full_checks_the_name_and_verify_ca_does_not(
     connect: Any, server: LocalPostgres, certificates: Certificates, home: Path
 ) -> None:

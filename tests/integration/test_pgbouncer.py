@@ -24,6 +24,8 @@ from fastpool import ConfigError, ConnectFailed, Pool, PoolTimeout, RetryPolicy
 from fastpool.drivers.pg8000 import DBAPI, Native
 from fastpool.testing import LocalPostgres
 
+pytestmark = pytest.mark.system
+
 THREADS = 6
 RESULTS = 2_000
 SERVERS = 2
