@@ -22,6 +22,7 @@ from . import _impl
 from ._house import House
 from ._impl import Checkout
 from ._opener import PERMANENT_FOR
+from ._secrets import hides_arguments
 from ._turnaround import Isolation, transaction_modes
 from .config import PoolConfig
 from .conninfo import DatabaseConfig, resolve
@@ -269,6 +270,7 @@ class Pool(PoolView[ConnT]):
         name: str | None = None,
         **settings: Any,
     ) -> None: ...
+    @hides_arguments
     def __init__(
         self,
         conninfo: str = "",
@@ -289,6 +291,7 @@ class Pool(PoolView[ConnT]):
         self._house = house
 
     @classmethod
+    @hides_arguments
     def from_config(
         cls,
         config: PoolConfig,
@@ -380,6 +383,7 @@ class Pool(PoolView[ConnT]):
 
     # -- the living pool -------------------------------------------------------
 
+    @hides_arguments
     def reconfigure(self, **settings: Any) -> None:
         """Change settings while the pool works; all of them, or none.
 

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from support import need
 
 from fastpool import conninfo
+from fastpool._secrets import SECRETS
 from fastpool.conninfo import ConnInfo, DatabaseConfig, Host, _service, parse, parse_duration
-from fastpool.conninfo._libpq import PARAMETERS, POOL_SETTINGS, SECRETS
+from fastpool.conninfo._libpq import PARAMETERS, POOL_SETTINGS
 from fastpool.errors import ConfigError
 
 # --- libpq, through ctypes ---------------------------------------------------

@@ -18,7 +18,7 @@ import pytest
 # From the bottom up. A room (a module, or a package with all its modules) may
 # import from the rows below its own, and within itself.
 LAYERS = (
-    ("errors",),
+    ("_secrets", "errors"),
     ("_deadline", "_runtime", "config", "stats"),
     ("sizing",),
     ("conninfo", "drivers"),

@@ -387,8 +387,8 @@ RETURN = [
     Mutant(
         "smart-reset-discards-nothing",
         TURNAROUND,
-        'if self.config.reset == "smart":',
-        'if self.config.reset == "discard":',
+        'if self.config.reset != "smart":',
+        'if self.config.reset != "discard":',
         "tests/pool/test_limits.py::test_reset",
     ),
     Mutant(
@@ -1088,4 +1088,99 @@ POOLER = [
     ),
 ]
 
-MUTANTS = [*WAITING, *CHECKOUT, *RETURN, *SLOTS, *DIALLING, *SETTINGS, *DRIVER, *DEADLINES, *POOLER]
+
+HIDDEN = [
+    Mutant(
+        "frames-of-a-login-are-kept",
+        "fastpool/drivers/pg8000.py",
+        "            bare(error)  # frames of pg8000",
+        "            error  # frames of pg8000",
+        "tests/integration/test_secrets.py::test_password_that_is_no_text",
+    ),
+    Mutant(
+        "only-the-last-error-is-bared",
+        "fastpool/_secrets.py",
+        "            links += link.__cause__, link.__context__\n",
+        "",
+        "tests/integration/test_secrets.py::test_password_that_is_no_text",
+    ),
+    Mutant(
+        "parameters-show-in-locals",
+        "fastpool/conninfo/__init__.py",
+        "params = Params(self._params)",
+        "params = dict(self._params)",
+        "tests/integration/test_secrets.py::test_refused",
+    ),
+    Mutant(
+        "connection-string-shows-in-locals",
+        POOL,
+        """\
+    ) -> None: ...
+    @hides_arguments
+""",
+        """\
+    ) -> None: ...
+""",
+        "tests/integration/test_secrets.py::test_wrong_settings",
+    ),
+    Mutant(
+        "environment-shows-in-locals",
+        "fastpool/conninfo/_db_env.py",
+        """\
+    @classmethod
+    @hides_arguments
+""",
+        """\
+    @classmethod
+""",
+        "tests/integration/test_secrets.py::test_wrong_variables",
+    ),
+    Mutant(
+        "hidden-context-is-kept",
+        "fastpool/_secrets.py",
+        "                link.__context__ = None\n",
+        "                pass\n",
+        "tests/integration/test_secrets.py::test_wrong_variables",
+    ),
+    Mutant(
+        "key-password-shows-in-locals",
+        "fastpool/drivers/_tls.py",
+        'password = Secret(params.get("sslpassword") or "")',
+        'password = params.get("sslpassword") or ""',
+        "tests/integration/test_secrets.py::test_password_of_a_key",
+    ),
+    Mutant(
+        "bytes-of-a-password-show",
+        "fastpool/drivers/pg8000.py",
+        "return SecretBytes((value.decode()",
+        "return bytes((value.decode()",
+        "tests/integration/test_secrets.py::test_password_that_is_no_text",
+    ),
+    Mutant(
+        "root-certificate-counts-for-verify-only",
+        "fastpool/drivers/_tls.py",
+        "elif root is not None and os.path.exists(root):",
+        'elif root is not None and os.path.exists(root) and mode.startswith("verify-"):',
+        "tests/drivers/test_sslmode.py::test_sslmode",
+    ),
+    Mutant(
+        "prefer-does-not-try-again",
+        "fastpool/drivers/_tls.py",
+        '"prefer": (True, False),',
+        '"prefer": (True,),',
+        "tests/drivers/test_sslmode.py::test_sslmode",
+    ),
+]
+
+MUTANTS = [
+    *WAITING,
+    *CHECKOUT,
+    *RETURN,
+    *SLOTS,
+    *DIALLING,
+    *SETTINGS,
+    *DRIVER,
+    *DEADLINES,
+    *POOLER,
+    *HIDDEN,
+]

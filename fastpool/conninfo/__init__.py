@@ -33,6 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from .._secrets import Params, hides_arguments
 from ..errors import ConfigError
 from ._db_env import DatabaseConfig
 from ._libpq import PARAMETERS, POOL_SETTINGS, parse
@@ -104,7 +105,7 @@ class ConnInfo:
         looked up in the password file now.
         """
         host = self.hosts[index]
-        params = dict(self._params)
+        params = Params(self._params)
         params["port"] = host.port
         if host.host:
             params["host"] = host.host
@@ -150,6 +151,7 @@ class ConnInfo:
         return f"ConnInfo({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
 
+@hides_arguments
 def resolve(text: str = "", *, environ: Mapping[str, str] = os.environ) -> ConnInfo:
     """Complete the connection string *text* as libpq does, and check it.
 

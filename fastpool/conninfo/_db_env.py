@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .._secrets import hides_arguments
 from ..errors import ConfigError
 from ._libpq import PARAMETERS
 from ._values import parse_duration, parse_integer
@@ -40,6 +41,7 @@ class DatabaseConfig:
     """Seconds, ``None`` for off."""
 
     @classmethod
+    @hides_arguments
     def from_env(cls, environ: Mapping[str, str] = os.environ) -> DatabaseConfig:
         """Read ``DB_PASSWORD``, which is required, and these, if not empty:
 
@@ -64,6 +66,11 @@ class DatabaseConfig:
         port = parse_integer(get("DB_PORT", "5432"), "DB_PORT")
         if not 1 <= port <= 65535:
             raise ConfigError(f"DB_PORT: {port} is not from 1 to 65535", setting="DB_PORT")
+        try:
+            password.encode()
+        except UnicodeEncodeError:
+            # Not chained: that error holds the password.
+            raise ConfigError("DB_PASSWORD is not valid UTF-8", setting="DB_PASSWORD") from None
         sslmode = get("DB_SSLMODE", "require")
         if sslmode not in PARAMETERS["sslmode"].values:
             accepted = ", ".join(PARAMETERS["sslmode"].values)

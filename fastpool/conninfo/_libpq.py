@@ -16,9 +16,10 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, NoReturn
 
+from .._secrets import SECRETS, hides_arguments
 from ..errors import ConfigError
 
-__all__ = ["PARAMETERS", "POOL_SETTINGS", "SECRETS", "Parameter", "parse"]
+__all__ = ["PARAMETERS", "POOL_SETTINGS", "Parameter", "parse"]
 
 Use = Literal["honoured", "consumed", "harmless", "refused"]
 
@@ -178,16 +179,6 @@ POOL_SETTINGS: dict[str, Literal["duration", "jitter", "integer", "text", "flag"
 }
 """The pool's own settings that a connection string may hold, and their kind."""
 
-SECRETS = frozenset(
-    {
-        "password",
-        "sslpassword",
-        "scram_client_key",
-        "scram_server_key",
-        "oauth_client_secret",
-    }
-)
-
 _SPACE = " \t\n\v\f\r"  # isspace() in the C locale
 _UNQUOTED = re.compile(r"(?:[^\\ \t\n\v\f\r]|\\.|\\\Z)*", re.DOTALL)
 _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'", re.DOTALL)
@@ -198,6 +189,7 @@ _OTHER_SCHEME = re.compile(r"\s*['\"]?([A-Za-z][\w+.:-]*)://")
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,39}")
 
 
+@hides_arguments
 def parse(text: str) -> dict[str, str]:
     """Return the parameters that a connection string names, nothing filled in.
 

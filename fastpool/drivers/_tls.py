@@ -17,6 +17,7 @@ import stat
 from collections.abc import Mapping
 from typing import Any
 
+from .._secrets import Secret
 from ..errors import ConfigError
 from ._socket import TLS, TLSSocket
 
@@ -28,7 +29,7 @@ _FILES = {
 }
 """The parameters that name a file, and its default below ``~/.postgresql``."""
 
-_OTHERS = ("sslmode", "sslpassword", "ssl_min_protocol_version", "ssl_max_protocol_version")
+_OTHERS = ("sslmode", "ssl_min_protocol_version", "ssl_max_protocol_version")
 
 ATTEMPTS = {
     "disable": (False,),
@@ -96,7 +97,8 @@ class Contexts:
 
     def _context(self, params: Mapping[str, Any]) -> ssl.SSLContext:
         files = {name: _path(params, name) for name in _FILES}
-        key = (*files.values(), *(params.get(name) for name in _OTHERS))
+        others = (params.get(name) for name in _OTHERS)
+        key = (*files.values(), *others, Secret(params.get("sslpassword") or ""))
         times = tuple(_changed(path) for path in files.values())
         kept = self._kept.get(key)
         if kept is None or kept[0] != times:
@@ -148,7 +150,7 @@ def _build(params: Mapping[str, Any], files: Mapping[str, str | None]) -> ssl.SS
     if certificate is not None and os.path.exists(certificate):
         key = _private_key(private_key)
         # Without a callback OpenSSL would ask for the password on the terminal.
-        password = params.get("sslpassword") or ""
+        password = Secret(params.get("sslpassword") or "")
         _load("sslcert", certificate, lambda: context.load_cert_chain(certificate, key, password))
     return context
 

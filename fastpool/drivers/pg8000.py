@@ -18,6 +18,7 @@ from pg8000.converters import identifier
 from pg8000.core import scramp
 from pg8000.exceptions import DatabaseError, InterfaceError
 
+from .._secrets import Params, SecretBytes, bare
 from ..errors import ConfigError
 from ._socket import TLS, Endpoint, Refused, Socket, TLSFailed, TLSSocket, dial, drive, resolve
 from ._tls import ATTEMPTS, Contexts, sslmode
@@ -153,12 +154,13 @@ class _Driver(Generic[ConnT]):
         except BaseException as error:
             if sock is not None:
                 sock.close()
+            bare(error)  # frames of pg8000 and scramp have the password in their locals
             if isinstance(error, DatabaseError) or not isinstance(error, Exception):
-                raise
+                raise error  # not a bare raise, which would bring them back
             if time.monotonic() >= limit:
                 raise TimeoutError(f"connecting to {where} took too long") from error
             if isinstance(error, InterfaceError):
-                raise
+                raise error
             if isinstance(error, scramp.ScramException):
                 raise Refused(f"SCRAM authentication failed: {error}") from error
             if isinstance(error, OSError):
@@ -346,26 +348,27 @@ def _startup(params: Mapping[str, Any]) -> dict[str, Any]:
         # Either would end the packet's entry early, and begin another.
         if not name or "\0" in name or "\0" in str(value):
             raise ConfigError(f"{name!r} is empty or contains a NUL character", setting=name)
-    return {
-        "user": packet.pop("user"),
-        "database": packet.pop("database") or None,
-        "application_name": packet.pop("application_name"),
-        "password": _password(params.get("password")),
-        "startup_params": {k: str(v) for k, v in packet.items() if v is not None},
-    }
+    password = _password(params)
+    if password is not None and 0 in password:
+        raise ConfigError("password is not text, or contains a NUL character", setting="password")
+    return Params(
+        user=packet.pop("user"),
+        database=packet.pop("database") or None,
+        application_name=packet.pop("application_name"),
+        password=password,
+        startup_params={k: str(v) for k, v in packet.items() if v is not None},
+    )
 
 
-def _password(value: Any) -> bytes | None:
-    """Checked here, where it cannot end up in the arguments of an encoding error."""
+def _password(params: Mapping[str, Any]) -> SecretBytes | None:
+    """Encoded here, where it cannot end up in the arguments of an encoding error, nor
+    in a frame that raises; a NUL for what is no text."""
+    value = params.get("password")
     if callable(value):
         value = value()
     if not value:
         return None
     try:
-        text = value.decode() if isinstance(value, bytes) else value
-        password: bytes = text.encode()
+        return SecretBytes((value.decode() if isinstance(value, bytes) else value).encode())
     except (UnicodeError, AttributeError):
-        password = b"\0"
-    if b"\0" in password:
-        raise ConfigError("password is not text, or contains a NUL character", setting="password")
-    return password
+        return SecretBytes(b"\0")

@@ -164,7 +164,8 @@ class Script(Listener):
     *answer*: to the request for TLS. *context*: what it then does. *auth*: "trust",
     "cleartext", "md5", "scram", "plus" (both offered), or "unproved" (SCRAM, without
     the server's own proof). *refuse*: encrypted or not -> SQLSTATE or None. *send*:
-    replaces every ``sendall``. What clients sent as passwords is in ``passwords``.
+    replaces every ``sendall``. *password*: SCRAM's. What clients sent as passwords is in
+    ``passwords``.
     """
 
     def __init__(
@@ -175,6 +176,7 @@ class Script(Listener):
         refuse: Callable[[bool], str | None] = lambda encrypted: None,
         send: Callable[[Any, bytes], None] = lambda sock, data: sock.sendall(data),
         certificate: Path | None = None,
+        password: str = "secret",
     ) -> None:
         self.answer, self.context, self.auth, self.refuse, self.send = (
             answer,
@@ -184,6 +186,7 @@ class Script(Listener):
             send,
         )
         self.certificate = certificate
+        self.password = password
         self.passwords: list[bytes] = []
         self.started: list[dict[str, str]] = []
         self.encrypted: list[bool] = []
@@ -249,7 +252,7 @@ class Script(Listener):
             name, rest = first.split(b"\0", 1)
             self.passwords.append(name)
             mechanism = scramp.ScramMechanism(name.decode())
-            secret = mechanism.make_auth_info("secret")
+            secret = mechanism.make_auth_info(self.password)
             binding = None
             if mechanism.use_binding:
                 assert self.certificate is not None
