@@ -55,11 +55,12 @@ from cython.cimports.fastpool._core_c import (
     nap,
     poll,
     site,
+    threadno,
     token,
 )
 
 if not cython.compiled:
-    from fastpool._runtime import caller, coarse, ident, monotonic, nap, poll, site, token
+    from fastpool._runtime import caller, coarse, ident, monotonic, nap, poll, site, threadno, token
 from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
@@ -154,6 +155,11 @@ class House(Protocol):
     def transaction(self, lease: Lease, **options: Any) -> Any:
         """A nested transaction on a held connection."""
 
+    def deadlock(self, timeout: float) -> BaseException | None:
+        """Every connection is held by a thread that waits here, and the caller, who
+        has just come to wait *timeout* seconds, is the last of them. The exception
+        for it, or ``None``: it waits all the same."""
+
     def lost(self, where: str) -> None:
         """A lease, acquired at *where*, was dropped without release and its
         connection taken back; called from a finalizer."""
@@ -187,14 +193,21 @@ class State:
 
     flags = cython.declare(cython.int, visibility="public")
     serial = cython.declare(cython.longlong, visibility="readonly")
+    # The last call: when it began, by what thread (threadno), under what serial.
+    entered = cython.declare(cython.double, visibility="readonly")
+    user = cython.declare(cython.ulonglong, visibility="readonly")
+    used = cython.declare(cython.longlong, visibility="readonly")
 
     def __init__(self) -> None:
         self.flags = 0
         self.serial = 0
+        self.entered = -math.inf
+        self.user = 0
+        self.used = 0
 
     def enter(self, serial: cython.longlong = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
-        verdict: cython.int = self._enter(serial)
+        verdict: cython.int = self._enter(serial, coarse(), threadno())
         if verdict == RELEASED:
             raise ConnectionReleased("the connection was given back to the pool")
         if verdict == OCCUPIED:
@@ -204,7 +217,9 @@ class State:
 
     @cython.cfunc
     @cython.inline
-    def _enter(self, serial: cython.longlong) -> cython.int:
+    def _enter(
+        self, serial: cython.longlong, now: cython.double, who: cython.ulonglong
+    ) -> cython.int:
         """Look and set BUSY in one step, as a release looks and ends the lease."""
         with cython.critical_section(self):
             if not self.serial & 1 or (serial != 0 and serial != self.serial):
@@ -212,6 +227,9 @@ class State:
             if self.flags & 1:
                 return OCCUPIED
             self.flags |= 1
+            self.entered = now
+            self.user = who
+            self.used = self.serial
         return ENTERED
 
     def leave(self, flags: cython.int) -> None:
@@ -246,7 +264,9 @@ class Entry:
     since = cython.declare(cython.double, visibility="readonly")
     # due: handed out before this time, the connection needs no closer look.
     due = cython.declare(cython.double, visibility="readonly")
+    # thread: its identifier, which may be another's later; who: its threadno().
     thread = cython.declare(cython.ulong, visibility="readonly")
+    who = cython.declare(cython.ulonglong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
     lasti = cython.declare(cython.int, visibility="readonly")
     # taken_from: the token of the lease that the pool's close took this away from.
@@ -270,6 +290,7 @@ class Entry:
         self.since = born
         self.due = math.inf
         self.thread = 0
+        self.who = 0
         self.code = None
         self.lasti = -1
         self.reason = ""
@@ -297,9 +318,12 @@ class Waiter:
 
     token = cython.declare(cython.Py_ssize_t, visibility="readonly")
     thread = cython.declare(cython.ulong, visibility="readonly")
+    who = cython.declare(cython.ulonglong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
     lasti = cython.declare(cython.int, visibility="readonly")
     since = cython.declare(cython.double, visibility="readonly")
+    # turn: the later it joined, the higher; its place in line may be further up.
+    turn = cython.declare(cython.longlong, visibility="readonly")
     status = cython.declare(cython.int, visibility="readonly")
     entry = cython.declare(Entry, visibility="readonly")
     error = cython.declare(object, visibility="readonly")
@@ -312,6 +336,7 @@ class Waiter:
         self,
         mine: cython.Py_ssize_t,
         thread: cython.ulong,
+        who: cython.ulonglong,
         code: Any,
         lasti: cython.int,
         since: cython.double,
@@ -319,16 +344,22 @@ class Waiter:
     ) -> None:
         self.token = mine
         self.thread = thread
+        self.who = who
         self.code = code
         self.lasti = lasti
         self.since = since
+        self.turn = 0
         self.status = AWAY
         self.entry = NO_ENTRY
         self.error = None
         self.wake = wake
 
+    def site(self) -> str:
+        """``file:line`` of its acquire."""
+        return _place(self.code, self.lasti)
 
-NO_WAITER = cython.declare(Waiter, Waiter(0, 0, None, -1, -math.inf, None))
+
+NO_WAITER = cython.declare(Waiter, Waiter(0, 0, 0, None, -1, -math.inf, None))
 NO_WAITER.before = NO_WAITER.after = NO_WAITER
 
 
@@ -621,6 +652,7 @@ class Core:
     refused_until = cython.declare(cython.double, visibility="readonly")
     _idle = cython.declare(Entry)
     _queue = cython.declare(Waiter)
+    _joined = cython.declare(cython.longlong)
 
     def __init__(self, house: Any = None, clock: Any = None) -> None:
         self.house = house
@@ -651,8 +683,9 @@ class Core:
         self._idle = Entry(NO_ENTRY.state, -1, 0.0)
         self._idle.below = self._idle.above = self._idle
         # Older than everybody, so that a search for one's place ends there.
-        self._queue = Waiter(0, 0, None, -1, -math.inf, None)
+        self._queue = Waiter(0, 0, 0, None, -1, -math.inf, None)
         self._queue.before = self._queue.after = self._queue
+        self._joined = 0
 
     # -- settings and phases ---------------------------------------------------
 
@@ -843,6 +876,7 @@ class Core:
         since: cython.double = -1.0
         now: cython.double = coarse() if self.clock is None else self.clock()
         thread: cython.ulong = ident()
+        who: cython.ulonglong = threadno()
         if cython.compiled:
             code = site(_skip, cython.address(lasti))
         else:
@@ -855,8 +889,8 @@ class Core:
                 lasti = frame.f_lasti
             except (AttributeError, ValueError):
                 pass  # called by no Python code: the first function of a raw thread
-        while self._take(lease, now, thread, code, lasti) or self._queue_up(
-            lease, timeout, tries, since, thread, code, lasti
+        while self._take(lease, now, thread, who, code, lasti) or self._queue_up(
+            lease, timeout, tries, since, thread, who, code, lasti
         ):
             entry = lease._entry
             if (
@@ -881,6 +915,7 @@ class Core:
         lease: Lease,
         now: cython.double,
         thread: cython.ulong,
+        who: cython.ulonglong,
         code: object,
         lasti: cython.int,
     ) -> cython.bint:
@@ -910,6 +945,7 @@ class Core:
             entry.uses += 1
             entry.since = now
             entry.thread = thread
+            entry.who = who
             # The old code object may be the last of its kind: not dropped in here.
             _replaced, entry.code = entry.code, code
             entry.lasti = lasti
@@ -1021,6 +1057,7 @@ class Core:
                 entry.since = now
                 entry.due = due
                 entry.thread = waiter.thread
+                entry.who = waiter.who
                 _replaced, entry.code = entry.code, waiter.code
                 entry.lasti = waiter.lasti
                 self.acquires += 1
@@ -1068,6 +1105,7 @@ class Core:
         tries: cython.bint,
         since: cython.double,
         thread: cython.ulong,
+        who: cython.ulonglong,
         code: object,
         lasti: cython.int,
     ) -> cython.bint:
@@ -1085,7 +1123,7 @@ class Core:
             self.house.queueing()
             lock = _thread.allocate_lock()
             lock.acquire()
-            waiter = Waiter(token(lease), thread, code, lasti, since, lock.release)
+            waiter = Waiter(token(lease), thread, who, code, lasti, since, lock.release)
             verdict = self._wait(lease, waiter, lock, timeout, again)
             if waiter.status == ASSIGNED:
                 return True
@@ -1096,7 +1134,7 @@ class Core:
             elif verdict == JOINED:
                 raise self.house.refusal("closed", timeout, 0.0, None)
             elif verdict == LOOK_AGAIN:
-                if self._take(lease, self._coarse(), thread, code, lasti):
+                if self._take(lease, self._coarse(), thread, who, code, lasti):
                     return True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
@@ -1134,6 +1172,10 @@ class Core:
             if verdict == JOINED:
                 if self.deficit() > 0:
                     self.house.wanted()
+                if self.deadlocked(waiter):
+                    error = self.house.deadlock(timeout)
+                    if error is not None and self.deadlocked(waiter):
+                        raise error
                 left = waiter.since + timeout - self.now()
                 if left > 0:
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
@@ -1193,7 +1235,38 @@ class Core:
             place.after = waiter
             waiter.status = WAITING
             self.waiting += 1
+            self._joined += 1
+            waiter.turn = self._joined
         return JOINED
+
+    def deadlocked(self, waiter: Waiter) -> bool:
+        """Is every connection held by a thread that waits here, and last used by it,
+        and *waiter* the last of these to have joined?
+
+        No step, and takes no lock: whatever moves makes it look again. Who comes to
+        wait without holding anything has nothing to do with it.
+        """
+        entry: Entry
+        moves: cython.longlong
+        while (
+            self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
+        ):
+            moves = self.acquires + self.waits
+            entries = list(self.entries)
+            for entry in entries:
+                if entry.who == waiter.who and entry.status == LEASED:
+                    break
+            else:
+                return False
+            turns = {other.who: other.turn for other in sorted(self.waiters(), key=_turn)}
+            for entry in entries:
+                if entry.status != LEASED or turns.get(entry.who, math.inf) > waiter.turn:
+                    return False
+                if entry.state.used == entry.state.serial and entry.state.user != entry.who:
+                    return False
+            if moves == self.acquires + self.waits:
+                return True
+        return False
 
     def _leave(
         self,
@@ -1435,6 +1508,10 @@ class Core:
 
 
 _UNLIMITED = cython.declare(cython.longlong, 2**62)
+
+
+def _turn(waiter: Waiter) -> cython.longlong:
+    return waiter.turn
 
 
 @cython.cfunc

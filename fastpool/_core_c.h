@@ -60,6 +60,15 @@ static inline int fp_poll(int fd) {
 #endif
 }
 
+/* A number of the calling thread that no later thread gets, unlike its identifier. */
+static inline unsigned long long fp_threadno(void) {
+#ifdef PYPY_VERSION
+    return PyThread_get_thread_ident();
+#else
+    return PyThreadState_Get()->id;
+#endif
+}
+
 /* What tells one living lease from another. */
 static inline Py_ssize_t fp_token(PyObject *lease) { return (Py_ssize_t)lease; }
 

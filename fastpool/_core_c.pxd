@@ -10,4 +10,5 @@ cdef extern from "_core_c.h":
     const bint HAS_GIL "FP_HAS_GIL"
     object site "fp_site"(object skip, int *lasti)
     unsigned long ident "PyThread_get_thread_ident"()
+    unsigned long long threadno "fp_threadno"()
     Py_ssize_t token "fp_token"(object lease)

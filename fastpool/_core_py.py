@@ -56,6 +56,7 @@ from fastpool._runtime import (
     poll,
     section,
     site,
+    threadno,
     token,
 )
 from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
@@ -152,6 +153,11 @@ class House(Protocol):
     def transaction(self, lease: Lease, **options: Any) -> Any:
         """A nested transaction on a held connection."""
 
+    def deadlock(self, timeout: float) -> BaseException | None:
+        """Every connection is held by a thread that waits here, and the caller, who
+        has just come to wait *timeout* seconds, is the last of them. The exception
+        for it, or ``None``: it waits all the same."""
+
     def lost(self, where: str) -> None:
         """A lease, acquired at *where*, was dropped without release and its
         connection taken back; called from a finalizer."""
@@ -182,19 +188,29 @@ class State(Mutexed):
     """
 
     __slots__ = (
+        "entered",
         "flags",
         "serial",
+        "used",
+        "user",
     )
     flags: int
     serial: int
+    # The last call: when it began, by what thread (threadno), under what serial.
+    entered: float
+    user: int
+    used: int
 
     def __init__(self) -> None:
         self.flags = 0
         self.serial = 0
+        self.entered = -math.inf
+        self.user = 0
+        self.used = 0
 
     def enter(self, serial: int = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
-        verdict: int = self._enter(serial)
+        verdict: int = self._enter(serial, coarse(), threadno())
         if verdict == RELEASED:
             raise ConnectionReleased("the connection was given back to the pool")
         if verdict == OCCUPIED:
@@ -203,13 +219,16 @@ class State(Mutexed):
             )
 
     @section
-    def _enter(self, serial: int) -> int:
+    def _enter(self, serial: int, now: float, who: int) -> int:
         """Look and set BUSY in one step, as a release looks and ends the lease."""
         if not self.serial & 1 or (serial != 0 and serial != self.serial):
             return RELEASED
         if self.flags & 1:
             return OCCUPIED
         self.flags |= 1
+        self.entered = now
+        self.user = who
+        self.used = self.serial
         return ENTERED
 
     def leave(self, flags: int) -> None:
@@ -248,6 +267,7 @@ class Entry:
         "taken_from",
         "thread",
         "uses",
+        "who",
     )
     conn: Any
     state: State
@@ -263,7 +283,9 @@ class Entry:
     since: float
     # due: handed out before this time, the connection needs no closer look.
     due: float
+    # thread: its identifier, which may be another's later; who: its threadno().
     thread: int
+    who: int
     code: Any
     lasti: int
     # taken_from: the token of the lease that the pool's close took this away from.
@@ -287,6 +309,7 @@ class Entry:
         self.since = born
         self.due = math.inf
         self.thread = 0
+        self.who = 0
         self.code = None
         self.lasti = -1
         self.reason = ""
@@ -321,13 +344,18 @@ class Waiter:
         "status",
         "thread",
         "token",
+        "turn",
         "wake",
+        "who",
     )
     token: int
     thread: int
+    who: int
     code: Any
     lasti: int
     since: float
+    # turn: the later it joined, the higher; its place in line may be further up.
+    turn: int
     status: int
     entry: Entry
     error: Any
@@ -340,6 +368,7 @@ class Waiter:
         self,
         mine: int,
         thread: int,
+        who: int,
         code: Any,
         lasti: int,
         since: float,
@@ -347,16 +376,22 @@ class Waiter:
     ) -> None:
         self.token = mine
         self.thread = thread
+        self.who = who
         self.code = code
         self.lasti = lasti
         self.since = since
+        self.turn = 0
         self.status = AWAY
         self.entry = NO_ENTRY
         self.error = None
         self.wake = wake
 
+    def site(self) -> str:
+        """``file:line`` of its acquire."""
+        return _place(self.code, self.lasti)
 
-NO_WAITER = Waiter(0, 0, None, -1, -math.inf, None)
+
+NO_WAITER = Waiter(0, 0, 0, None, -1, -math.inf, None)
 NO_WAITER.before = NO_WAITER.after = NO_WAITER
 
 
@@ -592,6 +627,7 @@ class Core(Mutexed):
 
     __slots__ = (
         "_idle",
+        "_joined",
         "_queue",
         "acquires",
         "cancelled",
@@ -672,6 +708,7 @@ class Core(Mutexed):
     refused_until: float
     _idle: Entry
     _queue: Waiter
+    _joined: int
 
     def __init__(self, house: Any = None, clock: Any = None) -> None:
         self.house = house
@@ -702,8 +739,9 @@ class Core(Mutexed):
         self._idle = Entry(NO_ENTRY.state, -1, 0.0)
         self._idle.below = self._idle.above = self._idle
         # Older than everybody, so that a search for one's place ends there.
-        self._queue = Waiter(0, 0, None, -1, -math.inf, None)
+        self._queue = Waiter(0, 0, 0, None, -1, -math.inf, None)
         self._queue.before = self._queue.after = self._queue
+        self._joined = 0
 
     # -- settings and phases ---------------------------------------------------
 
@@ -887,6 +925,7 @@ class Core(Mutexed):
         since: float = -1.0
         now: float = coarse() if self.clock is None else self.clock()
         thread: int = ident()
+        who: int = threadno()
         code = None
         try:
             frame = caller(2)
@@ -896,8 +935,8 @@ class Core(Mutexed):
             lasti = frame.f_lasti
         except (AttributeError, ValueError):
             pass  # called by no Python code: the first function of a raw thread
-        while self._take(lease, now, thread, code, lasti) or self._queue_up(
-            lease, timeout, tries, since, thread, code, lasti
+        while self._take(lease, now, thread, who, code, lasti) or self._queue_up(
+            lease, timeout, tries, since, thread, who, code, lasti
         ):
             entry = lease._entry
             if (
@@ -920,6 +959,7 @@ class Core(Mutexed):
         lease: Lease,
         now: float,
         thread: int,
+        who: int,
         code: object,
         lasti: int,
     ) -> bool:
@@ -945,6 +985,7 @@ class Core(Mutexed):
         entry.uses += 1
         entry.since = now
         entry.thread = thread
+        entry.who = who
         # The old code object may be the last of its kind: not dropped in here.
         _replaced, entry.code = entry.code, code
         entry.lasti = lasti
@@ -1049,6 +1090,7 @@ class Core(Mutexed):
             entry.since = now
             entry.due = due
             entry.thread = waiter.thread
+            entry.who = waiter.who
             _replaced, entry.code = entry.code, waiter.code
             entry.lasti = waiter.lasti
             self.acquires += 1
@@ -1095,6 +1137,7 @@ class Core(Mutexed):
         tries: bool,
         since: float,
         thread: int,
+        who: int,
         code: object,
         lasti: int,
     ) -> bool:
@@ -1112,7 +1155,7 @@ class Core(Mutexed):
             self.house.queueing()
             lock = _thread.allocate_lock()
             lock.acquire()
-            waiter = Waiter(token(lease), thread, code, lasti, since, lock.release)
+            waiter = Waiter(token(lease), thread, who, code, lasti, since, lock.release)
             verdict = self._wait(lease, waiter, lock, timeout, again)
             if waiter.status == ASSIGNED:
                 return True
@@ -1123,7 +1166,7 @@ class Core(Mutexed):
             elif verdict == JOINED:
                 raise self.house.refusal("closed", timeout, 0.0, None)
             elif verdict == LOOK_AGAIN:
-                if self._take(lease, self._coarse(), thread, code, lasti):
+                if self._take(lease, self._coarse(), thread, who, code, lasti):
                     return True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
@@ -1156,6 +1199,10 @@ class Core(Mutexed):
             if verdict == JOINED:
                 if self.deficit() > 0:
                     self.house.wanted()
+                if self.deadlocked(waiter):
+                    error = self.house.deadlock(timeout)
+                    if error is not None and self.deadlocked(waiter):
+                        raise error
                 left = waiter.since + timeout - self.now()
                 if left > 0:
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
@@ -1209,7 +1256,38 @@ class Core(Mutexed):
         place.after = waiter
         waiter.status = WAITING
         self.waiting += 1
+        self._joined += 1
+        waiter.turn = self._joined
         return JOINED
+
+    def deadlocked(self, waiter: Waiter) -> bool:
+        """Is every connection held by a thread that waits here, and last used by it,
+        and *waiter* the last of these to have joined?
+
+        No step, and takes no lock: whatever moves makes it look again. Who comes to
+        wait without holding anything has nothing to do with it.
+        """
+        entry: Entry
+        moves: int
+        while (
+            self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
+        ):
+            moves = self.acquires + self.waits
+            entries = list(self.entries)
+            for entry in entries:
+                if entry.who == waiter.who and entry.status == LEASED:
+                    break
+            else:
+                return False
+            turns = {other.who: other.turn for other in sorted(self.waiters(), key=_turn)}
+            for entry in entries:
+                if entry.status != LEASED or turns.get(entry.who, math.inf) > waiter.turn:
+                    return False
+                if entry.state.used == entry.state.serial and entry.state.user != entry.who:
+                    return False
+            if moves == self.acquires + self.waits:
+                return True
+        return False
 
     @section
     def _leave(
@@ -1448,6 +1526,10 @@ class Core(Mutexed):
 
 
 _UNLIMITED = 2**62
+
+
+def _turn(waiter: Waiter) -> int:
+    return waiter.turn
 
 
 def _nap() -> None:

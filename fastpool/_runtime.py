@@ -11,13 +11,15 @@ before its last jump.
 
 from __future__ import annotations
 
+import _thread
 import functools
+import itertools
 import select
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
+from types import BuiltinFunctionType, FrameType
 from typing import Any, TypeVar
 
 __all__ = [
@@ -30,6 +32,8 @@ __all__ = [
     "poll",
     "section",
     "site",
+    "threadno",
+    "threads_are_told_apart",
     "token",
 ]
 
@@ -47,6 +51,25 @@ _ATOMIC = (
     and getattr(sys, "_is_gil_enabled", lambda: True)()
 )
 _EVENTS = getattr(select, "POLLIN", 0) | getattr(select, "POLLRDHUP", 0)
+
+
+class _Number(threading.local):
+    """One number for each thread."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self) -> None:
+        self.own = next(self._numbers)
+
+
+# A number of the calling thread that no later thread gets, unlike its identifier.
+threadno = functools.partial(getattr, _Number(), "own")
+
+
+def threads_are_told_apart() -> bool:
+    """Is a thread one flow of control? Not where greenlets stand in for threads
+    (gevent, eventlet): while one of them waits, others run under its identifier."""
+    return isinstance(_thread.allocate_lock, BuiltinFunctionType)
 
 
 def poll(fd: int) -> int:

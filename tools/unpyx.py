@@ -30,6 +30,7 @@ TYPES = {
     "cython.int": "int",
     "cython.longlong": "int",
     "cython.ulong": "int",
+    "cython.ulonglong": "int",
     "cython.Py_ssize_t": "int",
     "cython.bint": "bool",
 }
