@@ -102,7 +102,7 @@ def tell(facts: Facts, verdict: Verdict | None, named: int = 5) -> str:
         parts.append(f"no attempt to connect has succeeded for {facts.down_for:.1f} s")
     if facts.backoff > 0:
         parts.append(f"next attempt in {facts.backoff:.1f} s")
-    if facts.error is not None:
+    if facts.error is not None and facts.error_is_news:
         words = " ".join(facts.error.split())
         parts.append(f"last connect error: {words} ({facts.error_age:.1f} s ago)")
     return ": ".join(filter(None, [numbers, "; ".join(filter(None, parts))]))

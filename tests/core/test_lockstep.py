@@ -363,6 +363,14 @@ class Lockstep(RuleBasedStateMachine):
         for caller in callers:
             caller.drop()
 
+    @rule()
+    def crowd(self) -> None:
+        """This thread takes all there is, and waits for more."""
+        for _ in range(self.model.settings["max_size"]):
+            self.dial(True)
+            self.acquire(False)
+        self.join(False, False, 0.0, ME)
+
     # -- after each step -------------------------------------------------------
 
     @invariant()
