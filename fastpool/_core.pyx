@@ -51,6 +51,7 @@ from cython.cimports.fastpool._core_c import (
     HAS_GIL,
     coarse,
     ident,
+    lives,
     monotonic,
     nap,
     poll,
@@ -60,7 +61,18 @@ from cython.cimports.fastpool._core_c import (
 )
 
 if not cython.compiled:
-    from fastpool._runtime import caller, coarse, ident, monotonic, nap, poll, site, threadno, token
+    from fastpool._runtime import (
+        caller,
+        coarse,
+        ident,
+        lives,
+        monotonic,
+        nap,
+        poll,
+        site,
+        threadno,
+        token,
+    )
 from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
@@ -108,6 +120,14 @@ REFUSED = cython.declare(cython.int, 4)
 ENTERED = cython.declare(cython.int, 0)
 RELEASED = cython.declare(cython.int, 1)
 OCCUPIED = cython.declare(cython.int, 2)
+
+# Whether the threads that hold all connections wait for each other
+UNTANGLED = cython.declare(cython.int, 0)
+DOUBTFUL = cython.declare(cython.int, 1)
+TANGLED = cython.declare(cython.int, 2)
+
+GRACE = cython.declare(cython.double, 0.5)
+"""Seconds for another thread to use a connection that it may have been given."""
 
 HOUSE = cython.declare(cython.Py_ssize_t, 1)
 """The holder of an entry that a pool thread has; never the address of a lease."""
@@ -264,7 +284,8 @@ class Entry:
     since = cython.declare(cython.double, visibility="readonly")
     # due: handed out before this time, the connection needs no closer look.
     due = cython.declare(cython.double, visibility="readonly")
-    # thread: its identifier, which may be another's later; who: its threadno().
+    # thread: its identifier, which may be another's later. who: twice its threadno(),
+    # plus one when it is for a with block, which the thread itself will end.
     thread = cython.declare(cython.ulong, visibility="readonly")
     who = cython.declare(cython.ulonglong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
@@ -300,6 +321,10 @@ class Entry:
     def site(self) -> str:
         """``file:line`` of the last acquire; resolved here, since it costs."""
         return _place(self.code, self.lasti)
+
+    def abandoned(self) -> bool:
+        """Has the thread of the last acquire ended?"""
+        return not lives(self.who >> 1)
 
     def __repr__(self) -> str:
         return f"<Entry {ENTRY_STATUS[self.status]} uses={self.uses} conn={self.conn!r}>"
@@ -876,7 +901,7 @@ class Core:
         since: cython.double = -1.0
         now: cython.double = coarse() if self.clock is None else self.clock()
         thread: cython.ulong = ident()
-        who: cython.ulonglong = threadno()
+        who: cython.ulonglong = 2 * threadno() + lease._terms.commits
         if cython.compiled:
             code = site(_skip, cython.address(lasti))
         else:
@@ -963,6 +988,7 @@ class Core:
             self._give_back(lease)
             raise
         if reason is None:
+            entry.state.used = 0  # what a hook did was no use of the caller's
             return True
         self.retire(entry, token(lease), reason)
         return False
@@ -1172,12 +1198,12 @@ class Core:
             if verdict == JOINED:
                 if self.deficit() > 0:
                     self.house.wanted()
-                if self.deadlocked(waiter):
-                    error = self.house.deadlock(timeout)
-                    if error is not None and self.deadlocked(waiter):
-                        raise error
                 left = waiter.since + timeout - self.now()
-                if left > 0:
+                if self.deadlocked(waiter) == DOUBTFUL and left > 0:
+                    lock.acquire(True, min(left, GRACE))
+                self._untangle(waiter, timeout)
+                left = waiter.since + timeout - self.now()
+                if waiter.status == WAITING and left > 0:
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
             interrupted = False
         finally:
@@ -1239,14 +1265,28 @@ class Core:
             waiter.turn = self._joined
         return JOINED
 
-    def deadlocked(self, waiter: Waiter) -> bool:
+    @cython.cfunc
+    def _untangle(self, waiter: Waiter, timeout: cython.double) -> None:
+        """Raise, if all who hold something wait here now, and the house says so."""
+        if self.deadlocked(waiter) != UNTANGLED:
+            error = self.house.deadlock(timeout)
+            # It has taken its time, in which somebody may have moved.
+            if error is not None and self.deadlocked(waiter) != UNTANGLED:
+                raise error
+
+    def deadlocked(self, waiter: Waiter) -> cython.int:
         """Is every connection held by a thread that waits here, and last used by it,
         and *waiter* the last of these to have joined?
 
-        No step, and takes no lock: whatever moves makes it look again. Who comes to
-        wait without holding anything has nothing to do with it.
+        DOUBTFUL, when some were not used yet, and not taken for a with block: others
+        may be about to. But one thread that acquires them all, and more, gives them to
+        others. No step, and takes no lock: whatever moves makes it look again. Who
+        comes to wait without holding anything has nothing to do with it.
         """
         entry: Entry
+        state: State
+        thread: cython.ulonglong = waiter.who >> 1
+        doubt: cython.bint
         moves: cython.longlong
         while (
             self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
@@ -1254,19 +1294,27 @@ class Core:
             moves = self.acquires + self.waits
             entries = list(self.entries)
             for entry in entries:
-                if entry.who == waiter.who and entry.status == LEASED:
+                if entry.who >> 1 == thread and entry.status == LEASED:
                     break
             else:
-                return False
-            turns = {other.who: other.turn for other in sorted(self.waiters(), key=_turn)}
+                return UNTANGLED
+            turns = {other.who >> 1: other.turn for other in sorted(self.waiters(), key=_turn)}
+            threads = {entry.who >> 1 for entry in entries}
+            doubt = False
             for entry in entries:
-                if entry.status != LEASED or turns.get(entry.who, math.inf) > waiter.turn:
-                    return False
-                if entry.state.used == entry.state.serial and entry.state.user != entry.who:
-                    return False
+                state = entry.state
+                if entry.status != LEASED or turns.get(entry.who >> 1, math.inf) > waiter.turn:
+                    return UNTANGLED
+                if state.used == state.serial:
+                    if state.user != entry.who >> 1:
+                        return UNTANGLED
+                elif not entry.who & 1:
+                    doubt = True
             if moves == self.acquires + self.waits:
-                return True
-        return False
+                if not doubt:
+                    return TANGLED
+                return DOUBTFUL if len(threads) > 1 else UNTANGLED
+        return UNTANGLED
 
     def _leave(
         self,

@@ -51,6 +51,7 @@ from fastpool._runtime import (
     caller,
     coarse,
     ident,
+    lives,
     monotonic,
     nap,
     poll,
@@ -106,6 +107,14 @@ REFUSED = 4
 ENTERED = 0
 RELEASED = 1
 OCCUPIED = 2
+
+# Whether the threads that hold all connections wait for each other
+UNTANGLED = 0
+DOUBTFUL = 1
+TANGLED = 2
+
+GRACE = 0.5
+"""Seconds for another thread to use a connection that it may have been given."""
 
 HOUSE = 1
 """The holder of an entry that a pool thread has; never the address of a lease."""
@@ -283,7 +292,8 @@ class Entry:
     since: float
     # due: handed out before this time, the connection needs no closer look.
     due: float
-    # thread: its identifier, which may be another's later; who: its threadno().
+    # thread: its identifier, which may be another's later. who: twice its threadno(),
+    # plus one when it is for a with block, which the thread itself will end.
     thread: int
     who: int
     code: Any
@@ -319,6 +329,10 @@ class Entry:
     def site(self) -> str:
         """``file:line`` of the last acquire; resolved here, since it costs."""
         return _place(self.code, self.lasti)
+
+    def abandoned(self) -> bool:
+        """Has the thread of the last acquire ended?"""
+        return not lives(self.who >> 1)
 
     def __repr__(self) -> str:
         return f"<Entry {ENTRY_STATUS[self.status]} uses={self.uses} conn={self.conn!r}>"
@@ -925,7 +939,7 @@ class Core(Mutexed):
         since: float = -1.0
         now: float = coarse() if self.clock is None else self.clock()
         thread: int = ident()
-        who: int = threadno()
+        who: int = 2 * threadno() + lease._terms.commits
         code = None
         try:
             frame = caller(2)
@@ -1002,6 +1016,7 @@ class Core(Mutexed):
             self._give_back(lease)
             raise
         if reason is None:
+            entry.state.used = 0  # what a hook did was no use of the caller's
             return True
         self.retire(entry, token(lease), reason)
         return False
@@ -1199,12 +1214,12 @@ class Core(Mutexed):
             if verdict == JOINED:
                 if self.deficit() > 0:
                     self.house.wanted()
-                if self.deadlocked(waiter):
-                    error = self.house.deadlock(timeout)
-                    if error is not None and self.deadlocked(waiter):
-                        raise error
                 left = waiter.since + timeout - self.now()
-                if left > 0:
+                if self.deadlocked(waiter) == DOUBTFUL and left > 0:
+                    lock.acquire(True, min(left, GRACE))
+                self._untangle(waiter, timeout)
+                left = waiter.since + timeout - self.now()
+                if waiter.status == WAITING and left > 0:
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
             interrupted = False
         finally:
@@ -1260,14 +1275,27 @@ class Core(Mutexed):
         waiter.turn = self._joined
         return JOINED
 
-    def deadlocked(self, waiter: Waiter) -> bool:
+    def _untangle(self, waiter: Waiter, timeout: float) -> None:
+        """Raise, if all who hold something wait here now, and the house says so."""
+        if self.deadlocked(waiter) != UNTANGLED:
+            error = self.house.deadlock(timeout)
+            # It has taken its time, in which somebody may have moved.
+            if error is not None and self.deadlocked(waiter) != UNTANGLED:
+                raise error
+
+    def deadlocked(self, waiter: Waiter) -> int:
         """Is every connection held by a thread that waits here, and last used by it,
         and *waiter* the last of these to have joined?
 
-        No step, and takes no lock: whatever moves makes it look again. Who comes to
-        wait without holding anything has nothing to do with it.
+        DOUBTFUL, when some were not used yet, and not taken for a with block: others
+        may be about to. But one thread that acquires them all, and more, gives them to
+        others. No step, and takes no lock: whatever moves makes it look again. Who
+        comes to wait without holding anything has nothing to do with it.
         """
         entry: Entry
+        state: State
+        thread: int = waiter.who >> 1
+        doubt: bool
         moves: int
         while (
             self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
@@ -1275,19 +1303,27 @@ class Core(Mutexed):
             moves = self.acquires + self.waits
             entries = list(self.entries)
             for entry in entries:
-                if entry.who == waiter.who and entry.status == LEASED:
+                if entry.who >> 1 == thread and entry.status == LEASED:
                     break
             else:
-                return False
-            turns = {other.who: other.turn for other in sorted(self.waiters(), key=_turn)}
+                return UNTANGLED
+            turns = {other.who >> 1: other.turn for other in sorted(self.waiters(), key=_turn)}
+            threads = {entry.who >> 1 for entry in entries}
+            doubt = False
             for entry in entries:
-                if entry.status != LEASED or turns.get(entry.who, math.inf) > waiter.turn:
-                    return False
-                if entry.state.used == entry.state.serial and entry.state.user != entry.who:
-                    return False
+                state = entry.state
+                if entry.status != LEASED or turns.get(entry.who >> 1, math.inf) > waiter.turn:
+                    return UNTANGLED
+                if state.used == state.serial:
+                    if state.user != entry.who >> 1:
+                        return UNTANGLED
+                elif not entry.who & 1:
+                    doubt = True
             if moves == self.acquires + self.waits:
-                return True
-        return False
+                if not doubt:
+                    return TANGLED
+                return DOUBTFUL if len(threads) > 1 else UNTANGLED
+        return UNTANGLED
 
     @section
     def _leave(

@@ -6,7 +6,6 @@ Looked up when it is asked for. A moment's picture, like all that is only told.
 from __future__ import annotations
 
 import dataclasses
-import sys
 import threading
 import time
 
@@ -64,7 +63,7 @@ def holders(core: Core) -> list[Holder]:
 
 
 def _holder(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
-    state, thread = entry.state, entry.thread
+    state, thread, alive = entry.state, entry.thread, not entry.abandoned()
     activity: Activity = "idle in transaction" if state.flags & TRANSACTION else "idle"
     running = None
     if state.flags & BUSY:
@@ -72,12 +71,11 @@ def _holder(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
     return Holder(
         site=entry.site(),
         thread_id=thread,
-        thread_name=names.get(thread, "?"),
+        thread_name=names.get(thread, "?") if alive else "?",
         age=max(0.0, now - entry.since),
         state=activity,
         running=running,
-        # Not every thread is one that the threading module knows.
-        alive=thread in names or thread in sys._current_frames(),
+        alive=alive,
     )
 
 

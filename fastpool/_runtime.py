@@ -18,6 +18,7 @@ import select
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from types import BuiltinFunctionType, FrameType
 from typing import Any, TypeVar
@@ -27,6 +28,7 @@ __all__ = [
     "caller",
     "coarse",
     "ident",
+    "lives",
     "monotonic",
     "nap",
     "poll",
@@ -53,17 +55,29 @@ _ATOMIC = (
 _EVENTS = getattr(select, "POLLIN", 0) | getattr(select, "POLLRDHUP", 0)
 
 
-class _Number(threading.local):
-    """One number for each thread."""
+class _Life:
+    """Ends with its thread."""
 
-    _numbers = itertools.count(1)
+
+_numbers = itertools.count(1)
+_living: weakref.WeakValueDictionary[int, _Life] = weakref.WeakValueDictionary()
+
+
+class _Number(threading.local):
+    """One for each thread."""
 
     def __init__(self) -> None:
-        self.own = next(self._numbers)
+        self.own = next(_numbers)
+        self.life = _living[self.own] = _Life()
 
 
 # A number of the calling thread that no later thread gets, unlike its identifier.
 threadno = functools.partial(getattr, _Number(), "own")
+
+
+def lives(number: int) -> bool:
+    """Has the thread with that number not ended?"""
+    return number in _living
 
 
 def threads_are_told_apart() -> bool:

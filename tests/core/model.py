@@ -28,6 +28,7 @@ class Entry:
     # Whose it is; and who used it last, since it was handed out.
     who: object = None
     user: object = None
+    scoped: bool = False
 
 
 @dataclass(eq=False)
@@ -35,6 +36,7 @@ class Waiter:
     token: int
     since: float
     who: object = None
+    scoped: bool = False
     status: str = "away"
     entry: Entry | None = None
     error: object = None
@@ -112,9 +114,9 @@ class Model:
         waiter.status, waiter.error = "failed", error
         self.woken.append(waiter.token)
 
-    def hand(self, e: Entry, holder: int, who: object) -> None:
+    def hand(self, e: Entry, holder: int, who: object, scoped: bool) -> None:
         e.status, e.holder, e.since = "leased", holder, self.now
-        e.who = e.user = who
+        e.who, e.user, e.scoped = who, None, scoped
         e.uses += 1
         self.counts["acquires"] += 1
 
@@ -140,7 +142,7 @@ class Model:
             why = "max_idle"
         elif self.queue:
             waiter = self.queue.pop(0)
-            self.hand(e, waiter.token, waiter.who)
+            self.hand(e, waiter.token, waiter.who, waiter.scoped)
             e.due = min(self.now + s["check_after"], e.expires)
             waiter.status, waiter.entry = "assigned", e
             self.woken.append(waiter.token)
@@ -214,7 +216,7 @@ class Model:
         """The entry, or what becomes of a caller who does not wait."""
         while self.idle:
             e = self.idle.pop(0)
-            self.hand(e, holder, who)
+            self.hand(e, holder, who, scoped=False)
             if e.due > self.now and not self.settings["vets"]:
                 return e
             verdict = self.unfit.get(e.name)
@@ -277,18 +279,21 @@ class Model:
         e.user = who
         return ""
 
-    def deadlocked(self, waiter: Waiter) -> bool:
+    def deadlocked(self, waiter: Waiter) -> str:
         leased = [e for e in self.entries if e.status == "leased"]
-        if len(leased) < self.settings["max_size"] or len(leased) != self.size:
-            return False
         holders = {e.who for e in leased}
         stuck = [w for w in self.joined if w.status == "waiting" and w.who in holders]
-        return (
-            bool(stuck)
-            and stuck[-1] is waiter
+        tangled = (
+            self.size == len(leased) >= self.settings["max_size"]
+            and stuck[-1:] == [waiter]
             and holders == {w.who for w in stuck}
-            and all(e.user == e.who for e in leased)
+            and all(e.user in (e.who, None) for e in leased)
         )
+        if not tangled:
+            return "no"
+        if all(e.user or e.scoped for e in leased):
+            return "yes"
+        return "doubtful" if len(holders) > 1 else "no"
 
     def leave(self, waiter: Waiter, elapsed: float, *, interrupted: bool) -> None:
         if waiter.status == "waiting":

@@ -10,8 +10,9 @@ import pytest
 from core.conftest import MakeRig
 from core.kit import FOREVER, Caller, Clock, Refusal, Rig, until
 
+UNTANGLED, DOUBTFUL, TANGLED = range(3)
 OTHERS = 1 << 50
-"""The number of a thread that is none."""
+"""The number of a thread that is none, as an entry and a waiter have it."""
 
 
 class Deadlock(Exception):
@@ -23,10 +24,15 @@ def raising(rig: Rig) -> Rig:
     return rig
 
 
+def take(rig: Rig) -> Any:
+    """A lease for a with block."""
+    return rig.connection().__enter__()
+
+
 def mine(rig: Rig, lease: Any) -> int:
-    """The number of the thread that acquired *lease*."""
-    number: int = rig.entry_of(lease).who
-    return number
+    """Whose *lease* is; not for a with block."""
+    who: int = rig.entry_of(lease).who
+    return who & ~1
 
 
 def use(rig: Rig, lease: Any) -> None:
@@ -84,18 +90,18 @@ def test_one_of_all_is_told(make: MakeRig, count: int) -> None:
 def test_a_thread_with_several(make: MakeRig) -> None:
     """One thread may hold more than one: two with half of them each are deadlocked too."""
     rig = make(4, Clock())
-    held = [rig.acquire() for _ in range(2)]
-    theirs = [rig.waiter(who=OTHERS) for _ in range(2)]
-    spare = [rig.acquire() for _ in range(2)]
+    held = [take(rig) for _ in range(2)]
+    theirs = [rig.waiter(who=OTHERS + 1) for _ in range(2)]
+    spare = [take(rig) for _ in range(2)]
     for somebody, lease in zip(theirs, spare, strict=True):
         somebody.join()
         lease.release()
     first, last = rig.waiter(who=mine(rig, held[0])), rig.waiter(who=OTHERS)
     first.join()
-    assert not rig.core.deadlocked(first.waiter)
+    assert rig.core.deadlocked(first.waiter) == UNTANGLED
     last.join()
-    assert rig.core.deadlocked(last.waiter)
-    assert not rig.core.deadlocked(first.waiter), "only the last to come is told"
+    assert rig.core.deadlocked(last.waiter) == TANGLED
+    assert rig.core.deadlocked(first.waiter) == UNTANGLED, "only the last to come is told"
     for somebody in (first, last, *theirs):
         somebody.drop()
 
@@ -104,8 +110,8 @@ def test_the_last_to_come_may_stand_further_up(make: MakeRig) -> None:
     """Who found an unfit connection stands before later ones; it still came last."""
     clock = Clock()
     rig = make(2, clock)
-    lease = rig.acquire()
-    theirs, other = rig.waiter(who=OTHERS), rig.acquire()
+    lease = take(rig)
+    theirs, other = rig.waiter(who=OTHERS + 1), take(rig)
     theirs.join()
     other.release()
     clock.now += 1
@@ -113,8 +119,8 @@ def test_the_last_to_come_may_stand_further_up(make: MakeRig) -> None:
     first.join()
     last.join(again=True)
     assert rig.core.waiters() == [last.waiter, first.waiter]
-    assert rig.core.deadlocked(last.waiter)
-    assert not rig.core.deadlocked(first.waiter)
+    assert rig.core.deadlocked(last.waiter) == TANGLED
+    assert rig.core.deadlocked(first.waiter) == UNTANGLED
     for somebody in (first, last, theirs):
         somebody.drop()
     lease.release()
@@ -123,15 +129,15 @@ def test_the_last_to_come_may_stand_further_up(make: MakeRig) -> None:
 def test_bystanders_change_nothing(make: MakeRig) -> None:
     """Who waits without holding anything closes no circle, and hides none."""
     rig = make(1, Clock())
-    lease = rig.acquire()
-    before, after = rig.waiter(who=OTHERS), rig.waiter(who=OTHERS + 1)
+    lease = take(rig)
+    before, after = rig.waiter(who=OTHERS), rig.waiter(who=OTHERS + 2)
     somebody = rig.waiter(who=mine(rig, lease))
     before.join()
-    assert not rig.core.deadlocked(before.waiter)
+    assert rig.core.deadlocked(before.waiter) == UNTANGLED
     somebody.join()
     after.join()
-    assert rig.core.deadlocked(somebody.waiter)
-    assert not rig.core.deadlocked(after.waiter)
+    assert rig.core.deadlocked(somebody.waiter) == TANGLED
+    assert rig.core.deadlocked(after.waiter) == UNTANGLED
     for one in (before, somebody, after):
         one.drop()
     lease.release()
@@ -140,13 +146,13 @@ def test_bystanders_change_nothing(make: MakeRig) -> None:
 def test_used_last_by_another_thread(make: MakeRig) -> None:
     """A connection that another thread has used may come back from there: no alarm."""
     rig = make(1, Clock())
-    lease = rig.acquire()
+    lease = take(rig)
     somebody = rig.waiter(who=mine(rig, lease))
     somebody.join()
     elsewhere(lambda: use(rig, lease))
-    assert not rig.core.deadlocked(somebody.waiter)
+    assert rig.core.deadlocked(somebody.waiter) == UNTANGLED
     use(rig, lease)
-    assert rig.core.deadlocked(somebody.waiter)
+    assert rig.core.deadlocked(somebody.waiter) == TANGLED
     somebody.drop()
     lease.release()
 
@@ -154,15 +160,95 @@ def test_used_last_by_another_thread(make: MakeRig) -> None:
 def test_the_last_users_use_is_forgotten(make: MakeRig) -> None:
     """Who used a connection under an earlier lease has no part in this one."""
     rig = make(1, Clock())
-    lease = rig.acquire()
+    lease = take(rig)
     elsewhere(lambda: use(rig, lease))
     lease.release()
+    lease = take(rig)
+    somebody = rig.waiter(who=mine(rig, lease))
+    somebody.join()
+    assert rig.core.deadlocked(somebody.waiter) == TANGLED
+    somebody.drop()
+    lease.release()
+
+
+def test_not_used_yet(make: MakeRig) -> None:
+    """One thread that has acquired everything, for no block and unused, acquires for others."""
+    rig = make(1, Clock())
     lease = rig.acquire()
     somebody = rig.waiter(who=mine(rig, lease))
     somebody.join()
-    assert rig.core.deadlocked(somebody.waiter)
+    assert rig.core.deadlocked(somebody.waiter) == UNTANGLED
+    use(rig, lease)
+    assert rig.core.deadlocked(somebody.waiter) == TANGLED
     somebody.drop()
     lease.release()
+
+
+def test_a_hooks_use_is_none(make: MakeRig) -> None:
+    """What a hook does with a connection at its checkout says nothing of who will use it."""
+    rig = make(1, Clock(), vets=True)
+    rig.house.on_admit = lambda entry: entry.state.enter() or entry.state.leave(0)
+    lease = rig.acquire()
+    somebody = rig.waiter(who=mine(rig, lease))
+    somebody.join()
+    assert rig.core.deadlocked(somebody.waiter) == UNTANGLED
+    somebody.drop()
+    lease.release()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_several_have_not_used_theirs(make: MakeRig, used: bool) -> None:
+    """Two threads with one unused connection each get half a second; others may use them."""
+    rig = raising(make(2))
+    lease = rig.acquire()
+    theirs, other = rig.waiter(who=OTHERS), rig.acquire()
+    theirs.join()
+    other.release()
+    waiting = rig.waiter(who=OTHERS)
+    waiting.join()
+    somebody = rig.waiter(who=mine(rig, lease))
+    somebody.join()
+    assert rig.core.deadlocked(somebody.waiter) == DOUBTFUL
+    somebody.leave()
+    worker = threading.Thread(
+        target=lambda: (until(lambda: rig.core.waiting == 2), use(rig, lease))
+    )
+    if used:
+        worker.start()
+    with pytest.raises(Refusal if used else Deadlock):
+        rig.acquire(timeout=0.6)
+    assert asked(rig) == (not used)
+    if used:
+        worker.join()
+    waiting.drop()
+    theirs.drop()
+    lease.release()
+    rig.check_whole()
+
+
+def test_served_in_the_time_of_grace(make: MakeRig) -> None:
+    """What comes back within that half second is taken at once."""
+    rig = raising(make(2))
+    lease = rig.acquire()
+    theirs, other = rig.waiter(who=OTHERS), rig.acquire()
+    theirs.join()
+    other.release()
+    waiting = rig.waiter(lambda: None, who=OTHERS)
+    waiting.join()
+
+    def release() -> None:
+        until(lambda: rig.core.waiting == 2)
+        waiting.leave()
+        theirs.drop()
+
+    worker = threading.Thread(target=release)
+    worker.start()
+    second = rig.acquire(timeout=FOREVER)
+    worker.join()
+    assert asked(rig) == 0
+    second.release()
+    lease.release()
+    rig.check_whole()
 
 
 def test_acquired_by_another_thread(make: MakeRig) -> None:
@@ -205,10 +291,10 @@ def test_another_thread_of_that_name(make: MakeRig) -> None:
 def test_something_still_moves(make: MakeRig, what: str) -> None:
     """While a connection can still come from somewhere, nobody is told."""
     rig = raising(make(2, Clock()))
-    lease, other = rig.acquire(), rig.acquire()
+    lease, other = take(rig), take(rig)
     number, entry = mine(rig, lease), rig.entry_of(other)
     if what == "running":
-        theirs = rig.waiter(who=OTHERS)
+        theirs = rig.waiter(who=OTHERS + 1)
         theirs.join()
         other.release()
     elif what == "dialling":
@@ -224,7 +310,7 @@ def test_something_still_moves(make: MakeRig, what: str) -> None:
         rig.core.configure(max_size=3, max_idle=9)
     somebody = rig.waiter(who=number)
     somebody.join()
-    assert not rig.core.deadlocked(somebody.waiter)
+    assert rig.core.deadlocked(somebody.waiter) == UNTANGLED
     somebody.drop()
     lease.release()
 
@@ -232,11 +318,11 @@ def test_something_still_moves(make: MakeRig, what: str) -> None:
 def test_a_smaller_maximum(make: MakeRig) -> None:
     """More leases than max_size, since it was lowered, can be deadlocked just the same."""
     rig = make(2, Clock())
-    leases = [rig.acquire(), rig.acquire()]
+    leases = [take(rig), take(rig)]
     rig.core.configure(max_size=1, max_idle=9)
     somebody = rig.waiter(who=mine(rig, leases[0]))
     somebody.join()
-    assert rig.core.deadlocked(somebody.waiter)
+    assert rig.core.deadlocked(somebody.waiter) == TANGLED
     somebody.drop()
     for lease in leases:
         lease.release()
@@ -245,15 +331,15 @@ def test_a_smaller_maximum(make: MakeRig) -> None:
 def test_a_thread_that_waits_twice(make: MakeRig) -> None:
     """A signal handler that waits in a waiting thread does not count for another thread."""
     rig = make(2, Clock())
-    lease = rig.acquire()
-    theirs, other = rig.waiter(who=OTHERS), rig.acquire()
+    lease = take(rig)
+    theirs, other = rig.waiter(who=OTHERS + 1), take(rig)
     theirs.join()
     other.release()
     outer, inner = (rig.waiter(who=mine(rig, lease)) for _ in range(2))
     outer.join()
     inner.join()
     assert rig.core.waiting == rig.core.leased == 2
-    assert not rig.core.deadlocked(inner.waiter)
+    assert rig.core.deadlocked(inner.waiter) == UNTANGLED
     for somebody in (inner, outer, theirs):
         somebody.drop()
     lease.release()
@@ -262,16 +348,16 @@ def test_a_thread_that_waits_twice(make: MakeRig) -> None:
 def test_who_has_been_served(make: MakeRig) -> None:
     """Who has a connection already, or has left, is in no deadlock."""
     rig = make(1, Clock())
-    lease = rig.acquire()
+    lease = take(rig)
     number = mine(rig, lease)
     served, gone = rig.waiter(who=number), rig.waiter(who=number)
     served.join()
     gone.join()
     gone.leave()
-    assert not rig.core.deadlocked(gone.waiter)
+    assert rig.core.deadlocked(gone.waiter) == UNTANGLED
     lease.release()
     assert served.status == "assigned"
-    assert not rig.core.deadlocked(served.waiter)
+    assert rig.core.deadlocked(served.waiter) == UNTANGLED
     served.drop()
 
 
@@ -311,7 +397,7 @@ def test_the_house_lets_it_wait(make: MakeRig) -> None:
 def test_overtaken_by_a_release(make: MakeRig) -> None:
     """What comes back while the house finds its words goes to who waits; nobody is told."""
     rig = make(1)
-    lease = rig.acquire()
+    lease = take(rig)
 
     def words() -> BaseException:
         lease.release()

@@ -39,6 +39,7 @@ SETTINGS: dict[str, list[Any]] = {
     "settles": [False, True],
 }
 configurations = st.fixed_dictionaries({k: st.sampled_from(v) for k, v in SETTINGS.items()})
+TANGLES = ("no", "doubtful", "yes")
 ME, OTHERS = "me", (1 << 50, 1 << 51)
 """Who takes and uses connections: the thread that runs this, and some that wait."""
 some = st.integers(0, 7)
@@ -49,8 +50,8 @@ def number_of_this_thread(module: ModuleType) -> int:
     """By which *module* knows the caller."""
     rig = Rig(module, 1)
     with rig.connection() as lease:
-        number: int = rig.entry_of(lease).who
-    return number
+        who: int = rig.entry_of(lease).who
+    return who >> 1
 
 
 class Lockstep(RuleBasedStateMachine):
@@ -309,7 +310,7 @@ class Lockstep(RuleBasedStateMachine):
             thread = threading.Thread(target=lambda: results.extend(self.each(step)))
             thread.start()
             thread.join()
-        assert results == [self.model.use(entry, ME if mine else None)] * len(results)
+        assert results == [self.model.use(entry, ME if mine else "another")] * len(results)
 
     # -- waiting ---------------------------------------------------------------
 
@@ -318,9 +319,10 @@ class Lockstep(RuleBasedStateMachine):
         again=st.booleans(),
         age=st.sampled_from([0.0, 0.0, 0.5, 3.0]),
         who=st.sampled_from([ME, *OTHERS]),
+        scoped=st.booleans(),
     )
-    def join(self, tries: bool, again: bool, age: float, who: Any) -> None:
-        waiter = Waiter(next(self.tokens), self.clock.now - age, who)
+    def join(self, tries: bool, again: bool, age: float, who: Any, scoped: bool) -> None:
+        waiter = Waiter(next(self.tokens), self.clock.now - age, who, scoped)
         verdict = self.model.join(waiter, tries=tries, again=again)
         callers = [
             Somebody(
@@ -328,7 +330,7 @@ class Lockstep(RuleBasedStateMachine):
                 lambda n=n: self.woken[n].append(waiter.token),
                 token=waiter.token,
                 age=age,
-                who=self.mine[n] if who is ME else who,
+                who=2 * (self.mine[n] if who is ME else who) + scoped,
             )
             for n, rig in enumerate(self.rigs)
         ]
@@ -363,13 +365,17 @@ class Lockstep(RuleBasedStateMachine):
         for caller in callers:
             caller.drop()
 
-    @rule()
-    def crowd(self) -> None:
-        """This thread takes all there is, and waits for more."""
-        for _ in range(self.model.settings["max_size"]):
+    @rule(whose=st.lists(st.sampled_from([ME, *OTHERS]), min_size=4, max_size=4), use=st.booleans())
+    def crowd(self, whose: list[Any], use: bool) -> None:
+        """All there is, is taken, and perhaps used; then those who have it want more."""
+        whose = whose[: self.model.settings["max_size"]]
+        for who in whose:
+            self.join(False, False, 0.0, who, scoped=not use or who is not ME)
             self.dial(True)
-            self.acquire(False)
-        self.join(False, False, 0.0, ME)
+            if use:
+                self.use(len(self.entries) - 1, who is ME)
+        for who in whose:
+            self.join(False, False, 0.0, who, scoped=False)
 
     # -- after each step -------------------------------------------------------
 
@@ -395,7 +401,8 @@ class Lockstep(RuleBasedStateMachine):
             for waiter, callers in zip(self.known, self.waiters, strict=True):
                 assert callers[n].status == waiter.status
                 assert callers[n].waiter.error is waiter.error
-                assert core.deadlocked(callers[n].waiter) == self.model.deadlocked(waiter)
+                verdict = TANGLES[core.deadlocked(callers[n].waiter)]
+                assert verdict == self.model.deadlocked(waiter)
                 if waiter.entry is not None:
                     assert callers[n].waiter.entry is self.entries[waiter.entry.name][n]
             for entry, made in zip(model.entries, self.entries, strict=True):

@@ -366,14 +366,7 @@ def test_holders_by_age(make: Make, clock: Clock) -> None:
 
 def test_stats_of_a_script(make: Make, clock: Clock, driver: StubDriver, spawn: Spawn) -> None:
     """After a scripted sequence every gauge and counter has its exact value."""
-    pool = make(
-        name="orders",
-        min_size=1,
-        max_size=2,
-        max_waiting=1,
-        check_after_idle=None,
-        deadlock=None,
-    )
+    pool = make(name="orders", min_size=1, max_size=2, max_waiting=1, check_after_idle=None)
     stats = pool.stats()
     assert (stats.size, stats.acquires, stats.dials) == (0, 0, 0)
     filled(pool)
