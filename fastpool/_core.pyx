@@ -285,7 +285,7 @@ class Entry:
     # due: handed out before this time, the connection needs no closer look.
     due = cython.declare(cython.double, visibility="readonly")
     # thread: its identifier, which may be another's later. who: twice its threadno(),
-    # plus one when it is for a with block, which the thread itself will end.
+    # plus one for a with block, which is ended by the thread that entered it.
     thread = cython.declare(cython.ulong, visibility="readonly")
     who = cython.declare(cython.ulonglong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
@@ -426,12 +426,17 @@ class Lease:
 
     def __enter__(self) -> Any:
         terms: Terms
+        entry: Entry
+        who: cython.ulonglong
         if self._entry is NO_ENTRY:
             terms = self._terms
             terms.core._checkout(self, terms.timeout, False)
         else:
             # A lease lives once: what was taken from it must not come alive again.
-            self._held()
+            entry = self._held()
+            who = 2 * threadno()
+            if entry.who == who:
+                entry.who = who + 1
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from .errors import Verdict
 from .stats import Facts, Holder
 
-__all__ = ["explain", "judge", "knot", "tell"]
+__all__ = ["explain", "judge", "knot", "standing", "tell"]
 
 _LONG = 30.0
 """Seconds after which a connection held for nothing counts as leaked, where no
@@ -90,7 +90,7 @@ def tell(facts: Facts, verdict: Verdict | None, named: int = 5) -> str:
     numbers = f"(size {facts.size}/{facts.max_size}, idle {facts.idle}, waiting {facts.waiting})"
     parts = [explain(facts, verdict)]
     if facts.holders:
-        who = "; ".join(map(_standing, facts.holders[:named]))
+        who = "; ".join(map(standing, facts.holders[:named]))
         more = len(facts.holders) - named
         parts.append(f"held by: {who}{f' and {more} more' if more > 0 else ''}")
     if facts.waiters:
@@ -108,7 +108,7 @@ def tell(facts: Facts, verdict: Verdict | None, named: int = 5) -> str:
     return ": ".join(filter(None, [numbers, "; ".join(filter(None, parts))]))
 
 
-def _standing(holder: Holder) -> str:
+def standing(holder: Holder) -> str:
     """A holder, and where its thread is, if that is elsewhere."""
     place = holder.now_at
     return str(holder) if place in (None, holder.site) else f"{holder}, now at {place}"

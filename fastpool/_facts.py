@@ -15,12 +15,12 @@ from .config import PoolConfig
 from .drivers.base import BUSY, TRANSACTION
 from .stats import Activity, Facts, Holder, Waiting
 
-__all__ = ["entangled", "gather", "holders"]
+__all__ = ["entangled", "gather", "holder_of", "holders", "thread_names"]
 
 
 def gather(core: Core, opener: Opener, config: PoolConfig, waited: float) -> Facts:
     """The facts for a caller who has *waited* so long."""
-    now, names = time.monotonic(), _thread_names()
+    now, names = time.monotonic(), thread_names()
     error, seen = opener.last_error, core.snapshot()
     return Facts(
         waited=waited,
@@ -43,7 +43,7 @@ def gather(core: Core, opener: Opener, config: PoolConfig, waited: float) -> Fac
 
 def entangled(facts: Facts, core: Core) -> Facts:
     """The same, with all waiters that hold a connection, instead of the first one."""
-    names = _thread_names()
+    names = thread_names()
     threads = {holder.thread_id for holder in facts.holders}
     waiters = [waiter for waiter in core.waiters() if waiter.thread in threads]
     return dataclasses.replace(
@@ -53,16 +53,17 @@ def entangled(facts: Facts, core: Core) -> Facts:
 
 def holders(core: Core) -> list[Holder]:
     """Who has a connection now, the longest first."""
-    now, names = core.now(), _thread_names()
+    now, names = core.now(), thread_names()
     held = [
-        _holder(entry, now, names)
+        holder_of(entry, now, names)
         for entry in list(core.entries)
         if entry.holder not in (0, 1)  # 1: the pool's own threads
     ]
     return sorted(held, key=lambda holder: -holder.age)
 
 
-def _holder(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
+def holder_of(entry: Entry, now: float, names: dict[int | None, str]) -> Holder:
+    """Who has that connection, and what happens on it."""
     state, thread, alive = entry.state, entry.thread, not entry.abandoned()
     activity: Activity = "idle in transaction" if state.flags & TRANSACTION else "idle"
     running = None
@@ -88,5 +89,6 @@ def _waiting(waiter: Waiter, now: float, names: dict[int | None, str]) -> Waitin
     )
 
 
-def _thread_names() -> dict[int | None, str]:
+def thread_names() -> dict[int | None, str]:
+    """By identifier, of all threads that the threading module knows."""
     return {thread.ident: thread.name for thread in threading.enumerate()}

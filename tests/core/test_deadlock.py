@@ -184,6 +184,20 @@ def test_not_used_yet(make: MakeRig) -> None:
     lease.release()
 
 
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_block_begun_later(make: MakeRig, mine: bool) -> None:
+    """A with block on an acquired lease tells of the thread that acquired, and of no other."""
+    rig = raising(make(1))
+    lease = rig.acquire()
+    if mine:
+        lease.__enter__()
+    else:
+        elsewhere(lease.__enter__)
+    with pytest.raises(Deadlock if mine else Refusal):
+        rig.acquire(timeout=0.01)
+    lease.release()
+
+
 def test_a_hooks_use_is_none(make: MakeRig) -> None:
     """What a hook does with a connection at its checkout says nothing of who will use it."""
     rig = make(1, Clock(), vets=True)

@@ -322,6 +322,54 @@ def test_close_calls_no_pool_too_small(make: Make, caplog: pytest.LogCaptureFixt
     lease.release()
 
 
+# -- leaks -------------------------------------------------------------------
+
+
+def test_a_leak_is_described(make: Make, caplog: pytest.LogCaptureFixture, spawn: Spawn) -> None:
+    """A leak's warning says who holds the connection, what it does, and where the thread is."""
+    pool = make(leak_threshold=0.02)
+    done = threading.Event()
+
+    def work() -> None:
+        with pool.transaction():
+            done.wait(PATIENCE)
+
+    caller = spawn(work)
+    eventually(lambda: pool.holders())
+    pool._house.keeper.tend()
+    eventually(lambda: warnings_of(caplog))
+    line = work.__code__.co_firstlineno
+    (message,) = warnings_of(caplog)
+    assert f"since its acquire at {HERE}{line + 1} (thread '{caller.thread.name}'" in message
+    assert message.endswith(f" s, idle in transaction), now at {HERE}{line + 2}")
+    done.set()
+    caller.join()
+
+
+@pytest.mark.parametrize("words", ["BEGIN", "SET x"])
+def test_a_lease_lost_in_a_state(make: Make, driver: StubDriver, words: str) -> None:
+    """A lease lost with a transaction or settings open is reported, and its connection closed."""
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    lease.run(words)
+    with pytest.warns(ResourceWarning, match=rf"acquired at {HERE}\d+ was never released"):
+        del lease
+    eventually(lambda: pool.stats().closed == {"lost": 1})
+    assert pool.run("SELECT 1") == "SELECT 1"
+    assert driver.counts["connect"] == 2
+
+
+def test_a_lease_lost_beside_waiters(make: Make, spawn: Spawn) -> None:
+    """What the finalizer takes back goes to whoever waits."""
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    waiting = spawn(lambda: pool.run("SELECT 1"))
+    eventually(lambda: pool.stats().waiting == 1)
+    with pytest.warns(ResourceWarning, match="was never released"):
+        del lease
+    assert waiting.result() == "SELECT 1"
+
+
 # -- deadlock ------------------------------------------------------------------
 
 
