@@ -929,10 +929,10 @@ EXPLAINING = [
     ),
     Mutant(
         "threads-by-their-identifiers",
-        CORE,
-        "        who: cython.ulonglong = 2 * threadno() + lease._terms.commits\n",
-        "        who: cython.ulonglong = 2 * ident() + lease._terms.commits\n",
-        "tests/core/test_deadlock.py::test_one_of_all_is_told",
+        "fastpool/_runtime.py",
+        'threadno = functools.partial(getattr, _Number(), "own")',
+        "threadno = ident",
+        "tests/core/test_deadlock.py::test_another_thread_of_that_name",
     ),
     Mutant(
         "handed-on-under-the-old-name",

@@ -281,7 +281,7 @@ def test_another_thread_of_that_name(make: MakeRig) -> None:
     """A thread that got the identifier of one that ended is not taken for it."""
     rig = raising(make(1))
     held: list[Any] = []
-    first = elsewhere(lambda: held.append(rig.acquire()))
+    first = elsewhere(lambda: held.append(take(rig)))
     assert rig.entry_of(held[0]).thread == first
     outcomes: list[str] = []
 
