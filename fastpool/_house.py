@@ -26,7 +26,14 @@ from ._turnaround import Transaction, Turnaround
 from .config import PoolConfig
 from .conninfo import ConnInfo
 from .drivers.base import Driver
-from .errors import PoolClosed, PoolDeadlock, PoolTimeout, TooManyRequests, TransactionAborted
+from .errors import (
+    DeadlineExceeded,
+    PoolClosed,
+    PoolDeadlock,
+    PoolTimeout,
+    TooManyRequests,
+    TransactionAborted,
+)
 from .stats import Facts, Holder, PoolStats
 
 __all__ = ["House"]
@@ -57,6 +64,7 @@ class House:
         self.settle = self.turnaround.settle
         self.finish = self.turnaround.finish
         self.queueing = self.turnaround.queueing
+        self.cancel = self.turnaround.cancel
         self.wanted = self.opener.wake
         self.disposed = self.keeper.wake
         self.core.house = self
@@ -187,9 +195,17 @@ class House:
             return self._crowded()
         facts = self.facts(waited)
         verdict = judge(facts)
-        message = f"no connection within {timeout:g} s {tell(facts, verdict)}"
+        limit = f"within {timeout:g} s"
+        if kind == "deadline":
+            limit = f"before the deadline, after {waited:.3g} s"
+        message = f"no connection {limit} {tell(facts, verdict)}"
+        cause = self.opener.last_error if facts.error_is_news else None
         if timeout > 0 and self._seldom():
             log.warning("pool %r: %s", self.name, message)
+        if kind == "deadline":
+            exceeded = DeadlineExceeded(f"pool {self.name!r}: {message}", outcome="not_sent")
+            exceeded.__cause__ = cause
+            return exceeded
         exhausted = PoolTimeout(
             f"pool {self.name!r}: {message}",
             timeout=timeout,
@@ -201,7 +217,7 @@ class House:
             verdict=verdict,
             facts=facts,
         )
-        exhausted.__cause__ = self.opener.last_error if facts.error_is_news else None
+        exhausted.__cause__ = cause
         return exhausted
 
     def _crowded(self) -> TooManyRequests:
