@@ -51,15 +51,28 @@ from cython.cimports.fastpool._core_c import (
     HAS_GIL,
     coarse,
     ident,
+    lives,
     monotonic,
     nap,
     poll,
     site,
+    threadno,
     token,
 )
 
 if not cython.compiled:
-    from fastpool._runtime import caller, coarse, ident, monotonic, nap, poll, site, token
+    from fastpool._runtime import (
+        caller,
+        coarse,
+        ident,
+        lives,
+        monotonic,
+        nap,
+        poll,
+        site,
+        threadno,
+        token,
+    )
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
@@ -107,6 +120,14 @@ REFUSED = cython.declare(cython.int, 4)
 ENTERED = cython.declare(cython.int, 0)
 RELEASED = cython.declare(cython.int, 1)
 OCCUPIED = cython.declare(cython.int, 2)
+
+# Whether the threads that hold all connections wait for each other
+UNTANGLED = cython.declare(cython.int, 0)
+DOUBTFUL = cython.declare(cython.int, 1)
+TANGLED = cython.declare(cython.int, 2)
+
+GRACE = cython.declare(cython.double, 0.5)
+"""Seconds for another thread to use a connection that it may have been given."""
 
 NEVER = cython.declare(cython.double, math.inf)
 
@@ -163,6 +184,11 @@ class House(Protocol):
     def cancel(self, lease: Lease, timeout: float) -> None:
         """Have the server stop what the connection of *lease* runs."""
 
+    def deadlock(self, timeout: float) -> BaseException | None:
+        """Every connection is held by a thread that waits here, and the caller, who
+        has just come to wait *timeout* seconds, is the last of them. The exception
+        for it, or ``None``: it waits all the same."""
+
     def lost(self, where: str) -> None:
         """A lease, acquired at *where*, was dropped without release and its
         connection taken back; called from a finalizer."""
@@ -196,6 +222,10 @@ class State:
 
     flags = cython.declare(cython.int, visibility="public")
     serial = cython.declare(cython.longlong, visibility="readonly")
+    # The last call: when it began, by what thread (threadno), under what serial.
+    entered = cython.declare(cython.double, visibility="readonly")
+    user = cython.declare(cython.ulonglong, visibility="readonly")
+    used = cython.declare(cython.longlong, visibility="readonly")
     deadline = cython.declare(cython.double, visibility="public")
     # stray: cancel requests on their way, which may still hit whatever runs then;
     # negative once one was lost sight of.
@@ -204,12 +234,15 @@ class State:
     def __init__(self) -> None:
         self.flags = 0
         self.serial = 0
+        self.entered = -math.inf
+        self.user = 0
+        self.used = 0
         self.deadline = math.inf
         self.stray = 0
 
     def enter(self, serial: cython.longlong = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
-        verdict: cython.int = self._enter(serial)
+        verdict: cython.int = self._enter(serial, coarse(), threadno())
         if verdict == RELEASED:
             raise ConnectionReleased("the connection was given back to the pool")
         if verdict == OCCUPIED:
@@ -219,7 +252,9 @@ class State:
 
     @cython.cfunc
     @cython.inline
-    def _enter(self, serial: cython.longlong) -> cython.int:
+    def _enter(
+        self, serial: cython.longlong, now: cython.double, who: cython.ulonglong
+    ) -> cython.int:
         """Look and set BUSY in one step, as a release looks and ends the lease."""
         with cython.critical_section(self):
             if not self.serial & 1 or (serial != 0 and serial != self.serial):
@@ -227,6 +262,9 @@ class State:
             if self.flags & 1:
                 return OCCUPIED
             self.flags |= 1
+            self.entered = now
+            self.user = who
+            self.used = self.serial
         return ENTERED
 
     def leave(self, flags: cython.int) -> None:
@@ -272,7 +310,10 @@ class Entry:
     since = cython.declare(cython.double, visibility="readonly")
     # due: handed out before this time, the connection needs no closer look.
     due = cython.declare(cython.double, visibility="readonly")
+    # thread: its identifier, which may be another's later. who: twice its threadno(),
+    # plus one for a with block, which is ended by the thread that entered it.
     thread = cython.declare(cython.ulong, visibility="readonly")
+    who = cython.declare(cython.ulonglong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
     lasti = cython.declare(cython.int, visibility="readonly")
     # taken_from: the token of the lease that the pool's close took this away from.
@@ -296,6 +337,7 @@ class Entry:
         self.since = born
         self.due = math.inf
         self.thread = 0
+        self.who = 0
         self.code = None
         self.lasti = -1
         self.reason = ""
@@ -305,6 +347,10 @@ class Entry:
     def site(self) -> str:
         """``file:line`` of the last acquire; resolved here, since it costs."""
         return _place(self.code, self.lasti)
+
+    def abandoned(self) -> bool:
+        """Has the thread of the last acquire ended?"""
+        return not lives(self.who >> 1)
 
     def __repr__(self) -> str:
         return f"<Entry {ENTRY_STATUS[self.status]} uses={self.uses} conn={self.conn!r}>"
@@ -323,9 +369,12 @@ class Waiter:
 
     token = cython.declare(cython.Py_ssize_t, visibility="readonly")
     thread = cython.declare(cython.ulong, visibility="readonly")
+    who = cython.declare(cython.ulonglong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
     lasti = cython.declare(cython.int, visibility="readonly")
     since = cython.declare(cython.double, visibility="readonly")
+    # turn: the later it joined, the higher; its place in line may be further up.
+    turn = cython.declare(cython.longlong, visibility="readonly")
     # until: when it will have lost patience.
     until = cython.declare(cython.double, visibility="readonly")
     status = cython.declare(cython.int, visibility="readonly")
@@ -340,6 +389,7 @@ class Waiter:
         self,
         mine: cython.Py_ssize_t,
         thread: cython.ulong,
+        who: cython.ulonglong,
         code: Any,
         lasti: cython.int,
         since: cython.double,
@@ -348,17 +398,23 @@ class Waiter:
     ) -> None:
         self.token = mine
         self.thread = thread
+        self.who = who
         self.code = code
         self.lasti = lasti
         self.since = since
+        self.turn = 0
         self.until = until
         self.status = AWAY
         self.entry = NO_ENTRY
         self.error = None
         self.wake = wake
 
+    def site(self) -> str:
+        """``file:line`` of its acquire."""
+        return _place(self.code, self.lasti)
 
-NO_WAITER = cython.declare(Waiter, Waiter(0, 0, None, -1, -math.inf, math.inf, None))
+
+NO_WAITER = cython.declare(Waiter, Waiter(0, 0, 0, None, -1, -math.inf, math.inf, None))
 NO_WAITER.before = NO_WAITER.after = NO_WAITER
 
 
@@ -409,12 +465,17 @@ class Lease:
 
     def __enter__(self) -> Any:
         terms: Terms
+        entry: Entry
+        who: cython.ulonglong
         if self._entry is NO_ENTRY:
             terms = self._terms
             terms.core._checkout(self, terms.timeout, False)
         else:
             # A lease lives once: what was taken from it must not come alive again.
-            self._held()
+            entry = self._held()
+            who = 2 * threadno()
+            if entry.who == who:
+                entry.who = who + 1
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
@@ -671,6 +732,7 @@ class Core:
     refused_until = cython.declare(cython.double, visibility="readonly")
     _idle = cython.declare(Entry)
     _queue = cython.declare(Waiter)
+    _joined = cython.declare(cython.longlong)
 
     def __init__(self, house: Any = None, clock: Any = None) -> None:
         self.house = house
@@ -701,8 +763,9 @@ class Core:
         self._idle = Entry(NO_ENTRY.state, -1, 0.0)
         self._idle.below = self._idle.above = self._idle
         # Older than everybody, so that a search for one's place ends there.
-        self._queue = Waiter(0, 0, None, -1, -math.inf, math.inf, None)
+        self._queue = Waiter(0, 0, 0, None, -1, -math.inf, math.inf, None)
         self._queue.before = self._queue.after = self._queue
+        self._joined = 0
 
     # -- settings and phases ---------------------------------------------------
 
@@ -894,6 +957,7 @@ class Core:
         until: cython.double = lease._terms.deadline
         now: cython.double = coarse() if self.clock is None else self.clock()
         thread: cython.ulong = ident()
+        who: cython.ulonglong = 2 * threadno() + lease._terms.commits
         if cython.compiled:
             code = site(_skip, cython.address(lasti))
         else:
@@ -908,8 +972,8 @@ class Core:
                 pass  # called by no Python code: the first function of a raw thread
         if until != NEVER:
             until += monotonic()
-        while self._take(lease, now, thread, code, lasti) or self._queue_up(
-            lease, timeout, until, tries, since, thread, code, lasti
+        while self._take(lease, now, thread, who, code, lasti) or self._queue_up(
+            lease, timeout, until, tries, since, thread, who, code, lasti
         ):
             entry = lease._entry
             entry.state.deadline = until
@@ -935,6 +999,7 @@ class Core:
         lease: Lease,
         now: cython.double,
         thread: cython.ulong,
+        who: cython.ulonglong,
         code: object,
         lasti: cython.int,
     ) -> cython.bint:
@@ -964,6 +1029,7 @@ class Core:
             entry.uses += 1
             entry.since = now
             entry.thread = thread
+            entry.who = who
             # The old code object may be the last of its kind: not dropped in here.
             _replaced, entry.code = entry.code, code
             entry.lasti = lasti
@@ -981,6 +1047,7 @@ class Core:
             self._give_back(lease)
             raise
         if reason is None:
+            entry.state.used = 0  # what a hook did was no use of the caller's
             return True
         self.retire(entry, token(lease), reason)
         return False
@@ -1075,6 +1142,7 @@ class Core:
                 entry.since = now
                 entry.due = due
                 entry.thread = waiter.thread
+                entry.who = waiter.who
                 _replaced, entry.code = entry.code, waiter.code
                 entry.lasti = waiter.lasti
                 self.acquires += 1
@@ -1123,6 +1191,7 @@ class Core:
         tries: cython.bint,
         since: cython.double,
         thread: cython.ulong,
+        who: cython.ulonglong,
         code: object,
         lasti: cython.int,
     ) -> cython.bint:
@@ -1144,7 +1213,14 @@ class Core:
             lock = _thread.allocate_lock()
             lock.acquire()
             waiter = Waiter(
-                token(lease), thread, code, lasti, since, min(since + timeout, limit), lock.release
+                token(lease),
+                thread,
+                who,
+                code,
+                lasti,
+                since,
+                min(since + timeout, limit),
+                lock.release,
             )
             verdict = self._wait(lease, waiter, lock, timeout <= 0, again)
             if waiter.status == ASSIGNED:
@@ -1157,7 +1233,7 @@ class Core:
             elif verdict == JOINED:
                 raise self.house.refusal("closed", timeout, 0.0, None)
             elif verdict == LOOK_AGAIN:
-                if self._take(lease, self._coarse(), thread, code, lasti):
+                if self._take(lease, self._coarse(), thread, who, code, lasti):
                     return True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
@@ -1196,7 +1272,11 @@ class Core:
                 if self.deficit() > 0:
                     self.house.wanted()
                 left = waiter.until - self.now()
-                if left > 0:
+                if self.deadlocked(waiter) == DOUBTFUL and left > 0:
+                    lock.acquire(True, min(left, GRACE))
+                self._untangle(waiter)
+                left = waiter.until - self.now()
+                if waiter.status == WAITING and left > 0:
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
             interrupted = False
         finally:
@@ -1254,7 +1334,60 @@ class Core:
             place.after = waiter
             waiter.status = WAITING
             self.waiting += 1
+            self._joined += 1
+            waiter.turn = self._joined
         return JOINED
+
+    @cython.cfunc
+    def _untangle(self, waiter: Waiter) -> None:
+        """Raise, if all who hold something wait here now, and the house says so."""
+        if self.deadlocked(waiter) != UNTANGLED:
+            error = self.house.deadlock(waiter.until - waiter.since)
+            # It has taken its time, in which somebody may have moved.
+            if error is not None and self.deadlocked(waiter) != UNTANGLED:
+                raise error
+
+    def deadlocked(self, waiter: Waiter) -> cython.int:
+        """Is every connection held by a thread that waits here, and last used by it,
+        and *waiter* the last of these to have joined?
+
+        DOUBTFUL, when some were not used yet, and not taken for a with block: others
+        may be about to. But one thread that acquires them all, and more, gives them to
+        others. No step, and takes no lock: whatever moves makes it look again. Who
+        comes to wait without holding anything has nothing to do with it.
+        """
+        entry: Entry
+        state: State
+        thread: cython.ulonglong = waiter.who >> 1
+        doubt: cython.bint
+        moves: cython.longlong
+        while (
+            self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
+        ):
+            moves = self.acquires + self.waits
+            entries = list(self.entries)
+            for entry in entries:
+                if entry.who >> 1 == thread and entry.status == LEASED:
+                    break
+            else:
+                return UNTANGLED
+            turns = {other.who >> 1: other.turn for other in sorted(self.waiters(), key=_turn)}
+            threads = {entry.who >> 1 for entry in entries}
+            doubt = False
+            for entry in entries:
+                state = entry.state
+                if entry.status != LEASED or turns.get(entry.who >> 1, math.inf) > waiter.turn:
+                    return UNTANGLED
+                if state.used == state.serial:
+                    if state.user != entry.who >> 1:
+                        return UNTANGLED
+                elif not entry.who & 1:
+                    doubt = True
+            if moves == self.acquires + self.waits:
+                if not doubt:
+                    return TANGLED
+                return DOUBTFUL if len(threads) > 1 else UNTANGLED
+        return UNTANGLED
 
     def _leave(
         self,
@@ -1513,6 +1646,10 @@ class Core:
 
 
 _UNLIMITED = cython.declare(cython.longlong, 2**62)
+
+
+def _turn(waiter: Waiter) -> cython.longlong:
+    return waiter.turn
 
 
 @cython.cfunc

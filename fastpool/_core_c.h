@@ -60,6 +60,29 @@ static inline int fp_poll(int fd) {
 #endif
 }
 
+/* A number of the calling thread that no later thread gets, unlike its identifier. */
+static inline unsigned long long fp_threadno(void) {
+#ifdef PYPY_VERSION
+    return PyThread_get_thread_ident();
+#else
+    return PyThreadState_Get()->id;
+#endif
+}
+
+/* Has the thread with that number not ended? Threads come and go with the GIL held;
+ * where there is none nothing is known. */
+static inline int fp_lives(unsigned long long number) {
+#if defined(PYPY_VERSION) || defined(Py_GIL_DISABLED)
+    (void)number;
+    return 1;
+#else
+    PyThreadState *thread = PyInterpreterState_ThreadHead(PyInterpreterState_Get());
+    while (thread != NULL && thread->id != number)
+        thread = PyThreadState_Next(thread);
+    return thread != NULL;
+#endif
+}
+
 /* What tells one living lease from another. */
 static inline Py_ssize_t fp_token(PyObject *lease) { return (Py_ssize_t)lease; }
 

@@ -10,4 +10,6 @@ cdef extern from "_core_c.h":
     const bint HAS_GIL "FP_HAS_GIL"
     object site "fp_site"(object skip, int *lasti)
     unsigned long ident "PyThread_get_thread_ident"()
+    bint lives "fp_lives"(unsigned long long number)
+    unsigned long long threadno "fp_threadno"()
     Py_ssize_t token "fp_token"(object lease)

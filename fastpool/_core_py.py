@@ -51,11 +51,13 @@ from fastpool._runtime import (
     caller,
     coarse,
     ident,
+    lives,
     monotonic,
     nap,
     poll,
     section,
     site,
+    threadno,
     token,
 )
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
@@ -105,6 +107,14 @@ REFUSED = 4
 ENTERED = 0
 RELEASED = 1
 OCCUPIED = 2
+
+# Whether the threads that hold all connections wait for each other
+UNTANGLED = 0
+DOUBTFUL = 1
+TANGLED = 2
+
+GRACE = 0.5
+"""Seconds for another thread to use a connection that it may have been given."""
 
 NEVER = math.inf
 
@@ -161,6 +171,11 @@ class House(Protocol):
     def cancel(self, lease: Lease, timeout: float) -> None:
         """Have the server stop what the connection of *lease* runs."""
 
+    def deadlock(self, timeout: float) -> BaseException | None:
+        """Every connection is held by a thread that waits here, and the caller, who
+        has just come to wait *timeout* seconds, is the last of them. The exception
+        for it, or ``None``: it waits all the same."""
+
     def lost(self, where: str) -> None:
         """A lease, acquired at *where*, was dropped without release and its
         connection taken back; called from a finalizer."""
@@ -192,12 +207,19 @@ class State(Mutexed):
 
     __slots__ = (
         "deadline",
+        "entered",
         "flags",
         "serial",
         "stray",
+        "used",
+        "user",
     )
     flags: int
     serial: int
+    # The last call: when it began, by what thread (threadno), under what serial.
+    entered: float
+    user: int
+    used: int
     deadline: float
     # stray: cancel requests on their way, which may still hit whatever runs then;
     # negative once one was lost sight of.
@@ -206,12 +228,15 @@ class State(Mutexed):
     def __init__(self) -> None:
         self.flags = 0
         self.serial = 0
+        self.entered = -math.inf
+        self.user = 0
+        self.used = 0
         self.deadline = math.inf
         self.stray = 0
 
     def enter(self, serial: int = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
-        verdict: int = self._enter(serial)
+        verdict: int = self._enter(serial, coarse(), threadno())
         if verdict == RELEASED:
             raise ConnectionReleased("the connection was given back to the pool")
         if verdict == OCCUPIED:
@@ -220,13 +245,16 @@ class State(Mutexed):
             )
 
     @section
-    def _enter(self, serial: int) -> int:
+    def _enter(self, serial: int, now: float, who: int) -> int:
         """Look and set BUSY in one step, as a release looks and ends the lease."""
         if not self.serial & 1 or (serial != 0 and serial != self.serial):
             return RELEASED
         if self.flags & 1:
             return OCCUPIED
         self.flags |= 1
+        self.entered = now
+        self.user = who
+        self.used = self.serial
         return ENTERED
 
     def leave(self, flags: int) -> None:
@@ -276,6 +304,7 @@ class Entry:
         "taken_from",
         "thread",
         "uses",
+        "who",
     )
     conn: Any
     state: State
@@ -291,7 +320,10 @@ class Entry:
     since: float
     # due: handed out before this time, the connection needs no closer look.
     due: float
+    # thread: its identifier, which may be another's later. who: twice its threadno(),
+    # plus one for a with block, which is ended by the thread that entered it.
     thread: int
+    who: int
     code: Any
     lasti: int
     # taken_from: the token of the lease that the pool's close took this away from.
@@ -315,6 +347,7 @@ class Entry:
         self.since = born
         self.due = math.inf
         self.thread = 0
+        self.who = 0
         self.code = None
         self.lasti = -1
         self.reason = ""
@@ -324,6 +357,10 @@ class Entry:
     def site(self) -> str:
         """``file:line`` of the last acquire; resolved here, since it costs."""
         return _place(self.code, self.lasti)
+
+    def abandoned(self) -> bool:
+        """Has the thread of the last acquire ended?"""
+        return not lives(self.who >> 1)
 
     def __repr__(self) -> str:
         return f"<Entry {ENTRY_STATUS[self.status]} uses={self.uses} conn={self.conn!r}>"
@@ -349,14 +386,19 @@ class Waiter:
         "status",
         "thread",
         "token",
+        "turn",
         "until",
         "wake",
+        "who",
     )
     token: int
     thread: int
+    who: int
     code: Any
     lasti: int
     since: float
+    # turn: the later it joined, the higher; its place in line may be further up.
+    turn: int
     # until: when it will have lost patience.
     until: float
     status: int
@@ -371,6 +413,7 @@ class Waiter:
         self,
         mine: int,
         thread: int,
+        who: int,
         code: Any,
         lasti: int,
         since: float,
@@ -379,17 +422,23 @@ class Waiter:
     ) -> None:
         self.token = mine
         self.thread = thread
+        self.who = who
         self.code = code
         self.lasti = lasti
         self.since = since
+        self.turn = 0
         self.until = until
         self.status = AWAY
         self.entry = NO_ENTRY
         self.error = None
         self.wake = wake
 
+    def site(self) -> str:
+        """``file:line`` of its acquire."""
+        return _place(self.code, self.lasti)
 
-NO_WAITER = Waiter(0, 0, None, -1, -math.inf, math.inf, None)
+
+NO_WAITER = Waiter(0, 0, 0, None, -1, -math.inf, math.inf, None)
 NO_WAITER.before = NO_WAITER.after = NO_WAITER
 
 
@@ -445,12 +494,17 @@ class Lease:
 
     def __enter__(self) -> Any:
         terms: Terms
+        entry: Entry
+        who: int
         if self._entry is NO_ENTRY:
             terms = self._terms
             terms.core._checkout(self, terms.timeout, False)
         else:
             # A lease lives once: what was taken from it must not come alive again.
-            self._held()
+            entry = self._held()
+            who = 2 * threadno()
+            if entry.who == who:
+                entry.who = who + 1
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
@@ -646,6 +700,7 @@ class Core(Mutexed):
 
     __slots__ = (
         "_idle",
+        "_joined",
         "_queue",
         "acquires",
         "cancelled",
@@ -726,6 +781,7 @@ class Core(Mutexed):
     refused_until: float
     _idle: Entry
     _queue: Waiter
+    _joined: int
 
     def __init__(self, house: Any = None, clock: Any = None) -> None:
         self.house = house
@@ -756,8 +812,9 @@ class Core(Mutexed):
         self._idle = Entry(NO_ENTRY.state, -1, 0.0)
         self._idle.below = self._idle.above = self._idle
         # Older than everybody, so that a search for one's place ends there.
-        self._queue = Waiter(0, 0, None, -1, -math.inf, math.inf, None)
+        self._queue = Waiter(0, 0, 0, None, -1, -math.inf, math.inf, None)
         self._queue.before = self._queue.after = self._queue
+        self._joined = 0
 
     # -- settings and phases ---------------------------------------------------
 
@@ -942,6 +999,7 @@ class Core(Mutexed):
         until: float = lease._terms.deadline
         now: float = coarse() if self.clock is None else self.clock()
         thread: int = ident()
+        who: int = 2 * threadno() + lease._terms.commits
         code = None
         try:
             frame = caller(2)
@@ -953,8 +1011,8 @@ class Core(Mutexed):
             pass  # called by no Python code: the first function of a raw thread
         if until != NEVER:
             until += monotonic()
-        while self._take(lease, now, thread, code, lasti) or self._queue_up(
-            lease, timeout, until, tries, since, thread, code, lasti
+        while self._take(lease, now, thread, who, code, lasti) or self._queue_up(
+            lease, timeout, until, tries, since, thread, who, code, lasti
         ):
             entry = lease._entry
             entry.state.deadline = until
@@ -978,6 +1036,7 @@ class Core(Mutexed):
         lease: Lease,
         now: float,
         thread: int,
+        who: int,
         code: object,
         lasti: int,
     ) -> bool:
@@ -1003,6 +1062,7 @@ class Core(Mutexed):
         entry.uses += 1
         entry.since = now
         entry.thread = thread
+        entry.who = who
         # The old code object may be the last of its kind: not dropped in here.
         _replaced, entry.code = entry.code, code
         entry.lasti = lasti
@@ -1019,6 +1079,7 @@ class Core(Mutexed):
             self._give_back(lease)
             raise
         if reason is None:
+            entry.state.used = 0  # what a hook did was no use of the caller's
             return True
         self.retire(entry, token(lease), reason)
         return False
@@ -1107,6 +1168,7 @@ class Core(Mutexed):
             entry.since = now
             entry.due = due
             entry.thread = waiter.thread
+            entry.who = waiter.who
             _replaced, entry.code = entry.code, waiter.code
             entry.lasti = waiter.lasti
             self.acquires += 1
@@ -1154,6 +1216,7 @@ class Core(Mutexed):
         tries: bool,
         since: float,
         thread: int,
+        who: int,
         code: object,
         lasti: int,
     ) -> bool:
@@ -1175,7 +1238,14 @@ class Core(Mutexed):
             lock = _thread.allocate_lock()
             lock.acquire()
             waiter = Waiter(
-                token(lease), thread, code, lasti, since, min(since + timeout, limit), lock.release
+                token(lease),
+                thread,
+                who,
+                code,
+                lasti,
+                since,
+                min(since + timeout, limit),
+                lock.release,
             )
             verdict = self._wait(lease, waiter, lock, timeout <= 0, again)
             if waiter.status == ASSIGNED:
@@ -1188,7 +1258,7 @@ class Core(Mutexed):
             elif verdict == JOINED:
                 raise self.house.refusal("closed", timeout, 0.0, None)
             elif verdict == LOOK_AGAIN:
-                if self._take(lease, self._coarse(), thread, code, lasti):
+                if self._take(lease, self._coarse(), thread, who, code, lasti):
                     return True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
@@ -1222,7 +1292,11 @@ class Core(Mutexed):
                 if self.deficit() > 0:
                     self.house.wanted()
                 left = waiter.until - self.now()
-                if left > 0:
+                if self.deadlocked(waiter) == DOUBTFUL and left > 0:
+                    lock.acquire(True, min(left, GRACE))
+                self._untangle(waiter)
+                left = waiter.until - self.now()
+                if waiter.status == WAITING and left > 0:
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
             interrupted = False
         finally:
@@ -1274,7 +1348,59 @@ class Core(Mutexed):
         place.after = waiter
         waiter.status = WAITING
         self.waiting += 1
+        self._joined += 1
+        waiter.turn = self._joined
         return JOINED
+
+    def _untangle(self, waiter: Waiter) -> None:
+        """Raise, if all who hold something wait here now, and the house says so."""
+        if self.deadlocked(waiter) != UNTANGLED:
+            error = self.house.deadlock(waiter.until - waiter.since)
+            # It has taken its time, in which somebody may have moved.
+            if error is not None and self.deadlocked(waiter) != UNTANGLED:
+                raise error
+
+    def deadlocked(self, waiter: Waiter) -> int:
+        """Is every connection held by a thread that waits here, and last used by it,
+        and *waiter* the last of these to have joined?
+
+        DOUBTFUL, when some were not used yet, and not taken for a with block: others
+        may be about to. But one thread that acquires them all, and more, gives them to
+        others. No step, and takes no lock: whatever moves makes it look again. Who
+        comes to wait without holding anything has nothing to do with it.
+        """
+        entry: Entry
+        state: State
+        thread: int = waiter.who >> 1
+        doubt: bool
+        moves: int
+        while (
+            self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
+        ):
+            moves = self.acquires + self.waits
+            entries = list(self.entries)
+            for entry in entries:
+                if entry.who >> 1 == thread and entry.status == LEASED:
+                    break
+            else:
+                return UNTANGLED
+            turns = {other.who >> 1: other.turn for other in sorted(self.waiters(), key=_turn)}
+            threads = {entry.who >> 1 for entry in entries}
+            doubt = False
+            for entry in entries:
+                state = entry.state
+                if entry.status != LEASED or turns.get(entry.who >> 1, math.inf) > waiter.turn:
+                    return UNTANGLED
+                if state.used == state.serial:
+                    if state.user != entry.who >> 1:
+                        return UNTANGLED
+                elif not entry.who & 1:
+                    doubt = True
+            if moves == self.acquires + self.waits:
+                if not doubt:
+                    return TANGLED
+                return DOUBTFUL if len(threads) > 1 else UNTANGLED
+        return UNTANGLED
 
     @section
     def _leave(
@@ -1529,6 +1655,10 @@ class Core(Mutexed):
 
 
 _UNLIMITED = 2**62
+
+
+def _turn(waiter: Waiter) -> int:
+    return waiter.turn
 
 
 def _nap() -> None:

@@ -15,10 +15,13 @@ import time
 import warnings
 from typing import Any
 
+from ._diagnosis import judge, knot, tell
+from ._facts import entangled, gather, holders
 from ._hosts import Hosts
 from ._impl import Core, Lease, __impl__
 from ._keeper import Keeper
 from ._opener import Opener, describe
+from ._runtime import threads_are_told_apart
 from ._turnaround import Transaction, Turnaround
 from .config import PoolConfig
 from .conninfo import ConnInfo
@@ -26,19 +29,18 @@ from .drivers.base import Driver
 from .errors import (
     DeadlineExceeded,
     PoolClosed,
+    PoolDeadlock,
     PoolTimeout,
     TooManyRequests,
     TransactionAborted,
 )
-from .stats import Holder, PoolStats
+from .stats import Facts, Holder, PoolStats
 
 __all__ = ["House"]
 
 log = logging.getLogger("fastpool")
-
-
-_NAMED = 5
-"""Holders that a PoolTimeout's text names; all are in its ``holders``."""
+_SELDOM = 10.0
+"""Seconds between two warnings that a pool is exhausted."""
 
 
 class House:
@@ -52,6 +54,10 @@ class House:
         self.name = name
         self.driver = driver
         self._conninfo = conninfo
+        # When it was said last that callers get nothing; what was handed out at the
+        # last deadlock that was logged.
+        self._exhausted_at = -math.inf
+        self._deadlocked_at = -1
         self._opening = threading.RLock()
         self.core = Core()
         self.turnaround = Turnaround(self.core, driver, config, name)
@@ -140,14 +146,16 @@ class House:
         emptied = self.keeper.emptied
         if emptied.wait(min(timeout, threading.TIMEOUT_MAX)):
             return
-        holders = self.holders()
+        facts = self.facts(timeout)
         if self.core.retire_leased("closed"):
+            verdict = judge(facts)
             log.warning(
-                "pool %r: closed after %g s with %d connections still in use: %s",
+                "pool %r: closed after %g s with %d connections still in use %s",
                 self.name,
                 timeout,
-                len(holders),
-                "; ".join(map(str, holders)),
+                len(facts.holders),
+                # Who is at work in them needs no larger pool for that.
+                tell(facts, None if verdict == "too small" else verdict, len(facts.holders)),
             )
         if self.core.size > self.core.connecting:
             emptied.wait(self.config.close_timeout + 1.0)
@@ -189,62 +197,89 @@ class House:
             if error is None:  # a dial has succeeded just now
                 error = self.opener.last_error
             return self.opener.refusal(error)
-        core = self.core
-        numbers = f"size {core.size}/{core.max_size}, idle {core.idle}, waiting {core.waiting}"
         if kind == "crowded":
-            # Even where nobody may wait, somebody who comes later finds one.
-            core.ask()
-            self.opener.wake()
-            return TooManyRequests(
-                f"pool {self.name!r}: {core.max_waiting} callers wait already "
-                f"(max_waiting={core.max_waiting}; {numbers})"
-            )
-        opener = self.opener
-        cause = opener.last_error if opener.last_error_at > opener.last_success_at else None
-        why = "" if cause is None else f"; last connect error: {describe(cause)}"
-        holders = self.holders()
-        if core.connecting:
-            why += f"; being dialled: {core.connecting}"
-        if holders:
-            why += f"; held by: {'; '.join(map(str, holders[:_NAMED]))}"
-            why += f" and {len(holders) - _NAMED} more" if len(holders) > _NAMED else ""
+            return self._crowded()
+        facts = self.facts(waited)
+        verdict = judge(facts)
+        limit = f"within {timeout:g} s"
         if kind == "deadline":
-            exceeded = DeadlineExceeded(
-                f"pool {self.name!r}: no connection before the deadline, after {waited:.3g} s "
-                f"({numbers}){why}",
-                outcome="not_sent",
-            )
+            limit = f"before the deadline, after {waited:.3g} s"
+        message = f"no connection {limit} {tell(facts, verdict)}"
+        cause = self.opener.last_error if facts.error_is_news else None
+        if timeout > 0 and self._seldom():
+            log.warning("pool %r: %s", self.name, message)
+        if kind == "deadline":
+            exceeded = DeadlineExceeded(f"pool {self.name!r}: {message}", outcome="not_sent")
             exceeded.__cause__ = cause
             return exceeded
         exhausted = PoolTimeout(
-            f"pool {self.name!r}: no connection within {timeout:g} s ({numbers}){why}",
+            f"pool {self.name!r}: {message}",
             timeout=timeout,
             waited=waited,
-            size=core.size,
-            idle=core.idle,
-            waiting=core.waiting,
-            holders=tuple(holders),
+            size=facts.size,
+            idle=facts.idle,
+            waiting=facts.waiting,
+            holders=facts.holders,
+            verdict=verdict,
+            facts=facts,
         )
         exhausted.__cause__ = cause
         return exhausted
 
+    def _crowded(self) -> TooManyRequests:
+        core = self.core
+        # Even where nobody may wait, somebody who comes later finds one.
+        core.ask()
+        self.opener.wake()
+        message = f"{core.max_waiting} callers wait already (max_waiting={core.max_waiting})"
+        if self._seldom():  # many are refused, each in no time
+            facts = self.facts(0.0)
+            log.warning("pool %r: %s %s", self.name, message, tell(facts, judge(facts)))
+        return TooManyRequests(
+            f"pool {self.name!r}: {message}; size {core.size}/{core.max_size}, "
+            f"idle {core.idle}, waiting {core.waiting}"
+        )
+
+    def _seldom(self) -> bool:
+        """Is it time to log again that callers get nothing?"""
+        now = time.monotonic()
+        if now - self._exhausted_at < _SELDOM:
+            return False
+        self._exhausted_at = now
+        return True
+
+    def deadlock(self, timeout: float) -> BaseException | None:
+        """The exception for a caller whose wait has closed a circle, or ``None``."""
+        mode, core = self.config.deadlock, self.core
+        if mode is None or not threads_are_told_apart():
+            return None
+        facts = entangled(self.facts(0.0), core)
+        message = f"pool {self.name!r}: {knot(facts)}"
+        if mode == "log":
+            if self._deadlocked_at != core.acquires:
+                self._deadlocked_at = core.acquires
+                log.warning("%s", message)
+            return None
+        return PoolDeadlock(
+            message,
+            timeout=timeout,
+            waited=0.0,
+            size=facts.size,
+            idle=facts.idle,
+            waiting=facts.waiting,
+            holders=facts.holders,
+            facts=facts,
+        )
+
     # -- what is known ---------------------------------------------------------
+
+    def facts(self, waited: float) -> Facts:
+        """What is known about why a caller gets nothing, who has *waited* so long."""
+        return gather(self.core, self.opener, self.config, waited)
 
     def holders(self) -> list[Holder]:
         """Who has a connection now, the longest first."""
-        now = self.core.now()
-        names = {thread.ident: thread.name for thread in threading.enumerate()}
-        held = [
-            Holder(
-                site=entry.site(),
-                thread_id=entry.thread,
-                thread_name=names.get(entry.thread, "?"),
-                age=max(0.0, now - entry.since),
-            )
-            for entry in list(self.core.entries)
-            if entry.holder not in (0, 1)  # 1: the pool's own threads
-        ]
-        return sorted(held, key=lambda holder: -holder.age)
+        return holders(self.core)
 
     def stats(self) -> PoolStats:
         """One consistent snapshot."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-__all__ = ["Checkout", "Core", "Entry", "Lease", "State", "__impl__", "skip_frames_of"]
+__all__ = ["Checkout", "Core", "Entry", "Lease", "State", "Waiter", "__impl__", "skip_frames_of"]
 
 _wanted = os.environ.get("FASTPOOL_IMPL", "")
 if _wanted not in ("", "c", "python"):
@@ -18,13 +18,13 @@ if _wanted not in ("", "c", "python"):
 
 __impl__ = "python"
 if TYPE_CHECKING or _wanted == "python":
-    from fastpool._core_py import Checkout, Core, Entry, Lease, State, skip_frames_of
+    from fastpool._core_py import Checkout, Core, Entry, Lease, State, Waiter, skip_frames_of
 else:
     try:
-        from fastpool._core import Checkout, Core, Entry, Lease, State, skip_frames_of
+        from fastpool._core import Checkout, Core, Entry, Lease, State, Waiter, skip_frames_of
 
         __impl__ = "c"
     except ImportError as error:
         if _wanted == "c":
             raise ImportError(f"FASTPOOL_IMPL=c, but there is no compiled core: {error}") from error
-        from fastpool._core_py import Checkout, Core, Entry, Lease, State, skip_frames_of
+        from fastpool._core_py import Checkout, Core, Entry, Lease, State, Waiter, skip_frames_of

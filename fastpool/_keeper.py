@@ -30,6 +30,8 @@ import time
 from collections.abc import Callable, Generator
 from typing import Any
 
+from ._diagnosis import standing
+from ._facts import holder_of, thread_names
 from ._impl import Core, Entry
 from ._opener import Opener
 from ._turnaround import DEAD, Turnaround
@@ -322,17 +324,17 @@ class Keeper:
 
     def _watch_leaks(self, now: float, limit: float) -> float:
         seen: dict[Entry, int] = {}
+        names = thread_names()
         for entry in list(self._core.entries):
             if entry.holder > 1 and now - entry.since >= limit:
                 seen[entry] = entry.uses
                 if self._leaks.get(entry) != entry.uses:
+                    holder = holder_of(entry, now, names)
                     log.warning(
-                        "pool %r: a connection has been held for %.1f s, since its acquire at %s "
-                        "(thread %d)",
+                        "pool %r: a connection has been held for %.1f s, since its acquire at %s",
                         self._name,
-                        now - entry.since,
-                        entry.site(),
-                        entry.thread,
+                        holder.age,
+                        standing(holder),
                     )
         self._leaks = seen
         return limit / 4

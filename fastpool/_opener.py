@@ -186,6 +186,11 @@ class Opener:
         limit, since = self.config.fail_fast_after, self.down_since
         return limit is not None and since is not None and time.monotonic() - since >= limit
 
+    @property
+    def backoff(self) -> float:
+        """Seconds until the next dial may begin, unless a caller asks for one; 0.0: now."""
+        return max(0.0, self._not_before - time.monotonic())
+
     def _attempt(self, entry: Entry) -> None:
         started = self._attempted = time.monotonic()
         self.dials += 1

@@ -11,13 +11,16 @@ before its last jump.
 
 from __future__ import annotations
 
+import _thread
 import functools
+import itertools
 import select
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
-from types import FrameType
+from types import BuiltinFunctionType, FrameType
 from typing import Any, TypeVar
 
 __all__ = [
@@ -25,11 +28,14 @@ __all__ = [
     "caller",
     "coarse",
     "ident",
+    "lives",
     "monotonic",
     "nap",
     "poll",
     "section",
     "site",
+    "threadno",
+    "threads_are_told_apart",
     "token",
 ]
 
@@ -47,6 +53,37 @@ _ATOMIC = (
     and getattr(sys, "_is_gil_enabled", lambda: True)()
 )
 _EVENTS = getattr(select, "POLLIN", 0) | getattr(select, "POLLRDHUP", 0)
+
+
+class _Life:
+    """Ends with its thread."""
+
+
+_numbers = itertools.count(1)
+_living: weakref.WeakValueDictionary[int, _Life] = weakref.WeakValueDictionary()
+
+
+class _Number(threading.local):
+    """One for each thread."""
+
+    def __init__(self) -> None:
+        self.own = next(_numbers)
+        self.life = _living[self.own] = _Life()
+
+
+# A number of the calling thread that no later thread gets, unlike its identifier.
+threadno = functools.partial(getattr, _Number(), "own")
+
+
+def lives(number: int) -> bool:
+    """Has the thread with that number not ended?"""
+    return number in _living
+
+
+def threads_are_told_apart() -> bool:
+    """Is a thread one flow of control? Not where greenlets stand in for threads
+    (gevent, eventlet): while one of them waits, others run under its identifier."""
+    return isinstance(_thread.allocate_lock, BuiltinFunctionType)
 
 
 def poll(fd: int) -> int:

@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Outcome = Literal["not_sent", "cancelled", "rolled_back", "unknown"]
+Verdict = Literal["leaked", "too small", "database slow", "database down"]
 
 
 class PoolError(Exception):
@@ -42,6 +43,8 @@ class PoolClosed(PoolError):
 class PoolTimeout(PoolError, TimeoutError):
     """No connection became available in time.
 
+    The text says why in one line: the verdict, who has the connections, who waits,
+    and what became of the last attempts to connect.
     ``__cause__`` is the last connect error, if it is newer than the last
     successful connect: then the database is the trouble, not the pool's size.
     """
@@ -56,6 +59,8 @@ class PoolTimeout(PoolError, TimeoutError):
         idle: int | None = None,
         waiting: int | None = None,
         holders: tuple[object, ...] = (),
+        verdict: Verdict | None = None,
+        facts: object = None,
     ) -> None:
         super().__init__(message)
         self.timeout = timeout
@@ -70,10 +75,22 @@ class PoolTimeout(PoolError, TimeoutError):
         """Callers still waiting after this one gave up."""
         self.holders = holders
         """Who had the connections then: ``Holder`` objects, the longest first."""
+        self.verdict = verdict
+        """Why there was none. ``"leaked"``: one is held for nothing, or its thread has
+        ended. ``"too small"``: they come back and go out again. ``"database slow"``:
+        most are in a call that has run for most of the wait. ``"database down"``: none
+        is established, or new ones are lacking and fail. ``None``: not known."""
+        self.facts = facts
+        """All that was known then: a ``fastpool.stats.Facts``."""
 
 
 class PoolDeadlock(PoolTimeout):
-    """Every connection is held by a thread that itself waits in this pool."""
+    """Every connection is held by a thread that itself waits in this pool.
+
+    Raised at once, in the thread whose wait has closed the circle, as the ``deadlock``
+    setting says; the others go on when it has given back what it holds. The text names
+    where each acquired and where it waits; ``facts.waiters`` are these threads.
+    """
 
 
 class TooManyRequests(PoolError):

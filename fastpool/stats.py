@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-__all__ = ["Holder", "PoolStats"]
+__all__ = ["Facts", "Holder", "PoolStats", "Waiting"]
+
+Activity = Literal["active", "idle in transaction", "idle"]
+
+_NOT_THE_USERS = sys.stdlib_module_names | {"fastpool", "pg8000", "scramp"}
 
 
 @dataclass(frozen=True)
@@ -18,9 +24,78 @@ class Holder:
     thread_name: str
     age: float
     """Seconds since the acquire."""
+    state: Activity = "idle"
+    """What happens on the connection, in the words of pg_stat_activity: ``active``
+    while a call is inside it."""
+    running: float | None = None
+    """Seconds since that call began; ``None`` when none is inside."""
+    alive: bool = True
+    """False: the thread that acquired has ended."""
+
+    @property
+    def now_at(self) -> str | None:
+        """``file:line`` where that thread is now, when this is read: in the innermost
+        function that is neither fastpool's, the driver's nor the standard library's.
+        ``None`` when it is in none."""
+        frame = sys._current_frames().get(self.thread_id) if self.alive else None
+        while frame is not None:
+            module = str(frame.f_globals.get("__name__")).partition(".")[0]
+            if module not in _NOT_THE_USERS:
+                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+            frame = frame.f_back
+        return None
+
+    def __str__(self) -> str:
+        thread = f"thread {self.thread_name!r}" if self.alive else "its thread has ended"
+        state = self.state if self.running is None else f"active for {self.running:.1f} s"
+        return f"{self.site} ({thread}, {self.age:.1f} s, {state})"
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Who waits for a connection."""
+
+    site: str
+    """``file:line`` of the acquire."""
+    thread_id: int
+    thread_name: str
+    age: float
+    """Seconds since it came."""
 
     def __str__(self) -> str:
         return f"{self.site} (thread {self.thread_name!r}, {self.age:.1f} s)"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a pool knows when somebody gets nothing. Times are seconds."""
+
+    waited: float
+    """How long that caller has waited."""
+    size: int
+    max_size: int
+    idle: int
+    established: int
+    """Connections that are there: idle, in use, or in the pool's own hands."""
+    holders: tuple[Holder, ...]
+    """The longest first."""
+    waiting: int
+    """Callers waiting, that one not counted if it has left."""
+    waiters: tuple[Waiting, ...]
+    """Some of them: the one who waits longest; of a deadlock, all who are in it."""
+    connecting: int
+    """Dials in flight."""
+    backoff: float
+    """Until the next attempt to connect may begin; 0.0: now."""
+    down_for: float | None
+    """Since the first failed attempt after the last that ended well; ``None``: up."""
+    error: str | None
+    """The last connect error."""
+    error_age: float | None
+    error_is_news: bool
+    """It came after the last connection that was made."""
+    leak_threshold: float | None
+    """The setting."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,12 @@ OPENER = "fastpool/_opener.py"
 POOL = "fastpool/pool.py"
 CONFIG = "fastpool/config.py"
 WIRE = "fastpool/drivers/_wire.py"
+DEADLINE = "fastpool/_deadline.py"
+RETRY = "fastpool/retry.py"
+POOL_TESTS = "tests/pool/test_deadlines.py::"
+SERVER_TESTS = "tests/integration/test_deadlines.py::"
+DIAGNOSIS = "fastpool/_diagnosis.py"
+HOUSE = "fastpool/_house.py"
 
 WAITING = [
     Mutant(
@@ -856,11 +862,6 @@ DRIVER = [
     ),
 ]
 
-DEADLINE = "fastpool/_deadline.py"
-RETRY = "fastpool/retry.py"
-POOL_TESTS = "tests/pool/test_deadlines.py::"
-SERVER_TESTS = "tests/integration/test_deadlines.py::"
-
 DEADLINES = [
     Mutant(
         "deadline-ends-with-the-wait",
@@ -1088,7 +1089,6 @@ POOLER = [
     ),
 ]
 
-
 HIDDEN = [
     Mutant(
         "frames-of-a-login-are-kept",
@@ -1172,6 +1172,141 @@ HIDDEN = [
     ),
 ]
 
+EXPLAINING = [
+    Mutant(
+        "deadlock-of-what-another-uses",
+        CORE,
+        "                    if state.user != entry.who >> 1:\n",
+        "                    if state.user == 0:\n",
+        "tests/core/test_deadlock.py::test_used_last_by_another_thread",
+    ),
+    Mutant(
+        "deadlock-remembers-earlier-leases",
+        CORE,
+        "                if state.used == state.serial:\n",
+        "                if state.used != 0:\n",
+        "tests/core/test_deadlock.py::test_the_last_users_use_is_forgotten",
+    ),
+    Mutant(
+        "deadlock-told-to-all",
+        CORE,
+        "turns.get(entry.who >> 1, math.inf) > waiter.turn:",
+        "entry.who >> 1 not in turns:",
+        "tests/core/test_deadlock.py::test_a_thread_with_several",
+    ),
+    Mutant(
+        "deadlock-told-to-the-last-in-line",
+        CORE,
+        "            waiter.turn = self._joined\n",
+        "            waiter.turn = 1 if again else self._joined + 1\n",
+        "tests/core/test_deadlock.py::test_the_last_to_come_may_stand_further_up",
+    ),
+    Mutant(
+        "deadlock-while-something-comes",
+        CORE,
+        "self.leased >= self.max_size and self.size == self.leased and waiter",
+        "waiter",
+        "tests/core/test_deadlock.py::test_something_still_moves",
+    ),
+    Mutant(
+        "deadlock-of-a-dispatcher",
+        CORE,
+        "return DOUBTFUL if len(threads) > 1 else UNTANGLED",
+        "return DOUBTFUL",
+        "tests/core/test_deadlock.py::test_not_used_yet",
+    ),
+    Mutant(
+        "deadlock-without-a-doubt",
+        CORE,
+        """\
+                    doubt = True
+""",
+        """\
+                    doubt = False
+""",
+        "tests/core/test_deadlock.py::test_not_used_yet",
+    ),
+    Mutant(
+        "deadlock-though-somebody-moved",
+        CORE,
+        "if error is not None and self.deadlocked(waiter) != UNTANGLED:",
+        "if error is not None:",
+        "tests/core/test_deadlock.py::test_overtaken_by_a_release",
+    ),
+    Mutant(
+        "deadlock-by-a-hooks-use",
+        CORE,
+        "            entry.state.used = 0  # what a hook did was no use of the caller's\n",
+        "",
+        "tests/core/test_deadlock.py::test_a_hooks_use_is_none",
+    ),
+    Mutant(
+        "threads-by-their-identifiers",
+        "fastpool/_runtime.py",
+        'threadno = functools.partial(getattr, _Number(), "own")',
+        "threadno = ident",
+        "tests/core/test_deadlock.py::test_another_thread_of_that_name",
+    ),
+    Mutant(
+        "handed-on-under-the-old-name",
+        CORE,
+        """\
+                entry.who = waiter.who
+""",
+        "",
+        "tests/core/test_lockstep.py",
+    ),
+    Mutant(
+        "deadlock-among-greenlets",
+        HOUSE,
+        "if mode is None or not threads_are_told_apart():",
+        "if mode is None:",
+        "tests/pool/test_explain.py::test_greenlets_for_threads",
+    ),
+    Mutant(
+        "deadlock-logged-each-time",
+        HOUSE,
+        "            if self._deadlocked_at != core.acquires:\n",
+        "            if core.acquires:\n",
+        "tests/pool/test_explain.py::test_deadlock_log",
+    ),
+    Mutant(
+        "exhaustion-logged-each-time",
+        HOUSE,
+        "        self._exhausted_at = now\n",
+        "",
+        "tests/pool/test_explain.py::test_exhaustion_is_logged_now_and_then",
+    ),
+    Mutant(
+        "down-while-all-are-there",
+        DIAGNOSIS,
+        "if facts.error_is_news and facts.established < facts.max_size:",
+        "if facts.error_is_news:",
+        "tests/test_diagnosis.py::test_verdict",
+    ),
+    Mutant(
+        "long-work-is-a-leak",
+        DIAGNOSIS,
+        'if h.state != "active" and (not h.alive or h.age > limit)',
+        "if not h.alive or h.age > limit",
+        "tests/test_diagnosis.py::test_verdict",
+    ),
+    Mutant(
+        "any-call-is-slow",
+        DIAGNOSIS,
+        "0 < facts.waited <= 2 * h.running",
+        "0 < facts.waited",
+        "tests/integration/test_explain.py::test_too_many_users",
+    ),
+    Mutant(
+        "ended-threads-live",
+        CORE,
+        "return not lives(self.who >> 1)",
+        "return False",
+        "tests/pool/test_explain.py::test_leaked_by_a_thread_that_ended",
+    ),
+]
+
 MUTANTS = [
     *WAITING,
     *CHECKOUT,
@@ -1183,4 +1318,5 @@ MUTANTS = [
     *DEADLINES,
     *POOLER,
     *HIDDEN,
+    *EXPLAINING,
 ]

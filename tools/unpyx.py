@@ -30,6 +30,7 @@ TYPES = {
     "cython.int": "int",
     "cython.longlong": "int",
     "cython.ulong": "int",
+    "cython.ulonglong": "int",
     "cython.Py_ssize_t": "int",
     "cython.bint": "bool",
 }
@@ -46,7 +47,8 @@ REPLACED = [
     (r"^([A-Z_]+) = cython\.declare\([\w.]+, (.+)\)$", r"\1 = \2"),
     (r"\bdef __dealloc__\b", "def __del__"),
     # What with_sections() needs.
-    (r"^(from fastpool\._runtime import)(.*)(, site.*)$", r"\1 Mutexed,\2, section\3"),
+    (r"^(from fastpool\._runtime import \()$", r"\1\n    Mutexed,"),
+    (r"^    site,$", r"    section,\n    site,"),
 ]
 CIMPORTS = re.compile(r"^from cython\.cimports\.[\w.]+ import \([\w\s,]+\)\n\n", re.MULTILINE)
 FIELD = re.compile(r"    (\w+) = cython\.declare\(([\w.\[\]]+)(, visibility=\"\w+\")?\)$")

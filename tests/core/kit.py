@@ -75,6 +75,8 @@ class House:
         self.on_admit: Callable[[Any], str | None] = lambda entry: None
         self.on_settle: Callable[[Any], str | None] = lambda entry: None
         self.on_finish: Callable[[Any], object] = lambda entry: None
+        # What to raise in who closes a circle of waits.
+        self.on_deadlock: Callable[[], BaseException | None] = lambda: None
         # Around each script: what it does is not the caller's doing.
         self.aside: Callable[[], AbstractContextManager[object]] = nullcontext
 
@@ -112,6 +114,11 @@ class House:
 
     def transaction(self, lease: Any, **options: Any) -> Any:
         return lease, options
+
+    def deadlock(self, timeout: float) -> BaseException | None:
+        self.calls.append("deadlock")
+        with self.aside():
+            return self.on_deadlock()
 
     def lost(self, where: str) -> None:
         self.calls.append("lost")
@@ -154,9 +161,11 @@ class Rig:
         self.core.put(entry)
         return entry
 
-    def waiter(self, wake: Callable[[], object] = bool, thread: int = 0) -> Any:
+    def waiter(
+        self, wake: Callable[[], object] = bool, thread: int = 0, *, who: int = 0, age: float = 0.0
+    ) -> Any:
         """Somebody who waits without a thread; his token is that of nobody."""
-        return Somebody(self, wake, thread)
+        return Somebody(self, wake, thread, age=age, who=who)
 
     def entry_of(self, lease: Any) -> Any:
         return lease._entry_of(self.core)
@@ -224,15 +233,19 @@ class Somebody:
         thread: int = 0,
         token: int | None = None,
         age: float = 0.0,
+        who: int = 0,
     ) -> None:
         self.rig = rig
+        self.who = who
         self.token = next(self._tokens) if token is None else token
         self.since = rig.core.now() - age
         self.waiter = self._waiter(thread, wake)
         self.left = False
 
     def _waiter(self, thread: int, wake: Callable[[], object]) -> Any:
-        return self.rig.module.Waiter(self.token, thread, None, -1, self.since, math.inf, wake)
+        return self.rig.module.Waiter(
+            self.token, thread, self.who, None, -1, self.since, math.inf, wake
+        )
 
     def join(self, *, tries: bool = False, again: bool = False) -> int:
         result: int = self.rig.core._join(self.waiter, self.rig.core.now(), tries, again)

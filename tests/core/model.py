@@ -26,12 +26,18 @@ class Entry:
     flags: int = 0
     stray: int = 0
     reason: str = ""
+    # Whose it is; and who used it last, since it was handed out.
+    who: object = None
+    user: object = None
+    scoped: bool = False
 
 
 @dataclass(eq=False)
 class Waiter:
     token: int
     since: float
+    who: object = None
+    scoped: bool = False
     status: str = "away"
     entry: Entry | None = None
     error: object = None
@@ -46,6 +52,7 @@ class Model:
     queue: list[Waiter] = field(default_factory=list)
     closing: list[Entry] = field(default_factory=list)
     woken: list[int] = field(default_factory=list)
+    joined: list[Waiter] = field(default_factory=list)
     generation: int = 0
     closed: bool = False
     missed: int = 0
@@ -108,8 +115,9 @@ class Model:
         waiter.status, waiter.error = "failed", error
         self.woken.append(waiter.token)
 
-    def hand(self, e: Entry, holder: int) -> None:
+    def hand(self, e: Entry, holder: int, who: object, scoped: bool) -> None:
         e.status, e.holder, e.since = "leased", holder, self.now
+        e.who, e.user, e.scoped = who, None, scoped
         e.uses += 1
         self.counts["acquires"] += 1
 
@@ -135,7 +143,7 @@ class Model:
             why = "max_idle"
         elif self.queue:
             waiter = self.queue.pop(0)
-            self.hand(e, waiter.token)
+            self.hand(e, waiter.token, waiter.who, waiter.scoped)
             e.due = min(self.now + s["check_after"], e.expires)
             waiter.status, waiter.entry = "assigned", e
             self.woken.append(waiter.token)
@@ -205,11 +213,11 @@ class Model:
         if self.closing:
             self.closing.pop(0).status = "closed"
 
-    def acquire(self, holder: int) -> Entry | str:
+    def acquire(self, holder: int, who: object) -> Entry | str:
         """The entry, or what becomes of a caller who does not wait."""
         while self.idle:
             e = self.idle.pop(0)
-            self.hand(e, holder)
+            self.hand(e, holder, who, scoped=False)
             if e.due > self.now and not self.settings["vets"]:
                 return e
             verdict = self.unfit.get(e.name)
@@ -263,7 +271,30 @@ class Model:
         behind = [w for w in self.queue if w.since <= waiter.since]
         self.queue.insert(len(behind), waiter)
         waiter.status = "waiting"
+        self.joined.append(waiter)
         return "joined"
+
+    def use(self, e: Entry, who: object) -> str:
+        if e.status != "leased" and e.reason != "detached":
+            return "released"
+        e.user = who
+        return ""
+
+    def deadlocked(self, waiter: Waiter) -> str:
+        leased = [e for e in self.entries if e.status == "leased"]
+        holders = {e.who for e in leased}
+        stuck = [w for w in self.joined if w.status == "waiting" and w.who in holders]
+        tangled = (
+            self.size == len(leased) >= self.settings["max_size"]
+            and stuck[-1:] == [waiter]
+            and holders == {w.who for w in stuck}
+            and all(e.user in (e.who, None) for e in leased)
+        )
+        if not tangled:
+            return "no"
+        if all(e.user or e.scoped for e in leased):
+            return "yes"
+        return "doubtful" if len(holders) > 1 else "no"
 
     def leave(self, waiter: Waiter, elapsed: float, *, interrupted: bool) -> None:
         if waiter.status == "waiting":

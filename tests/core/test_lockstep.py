@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -39,8 +40,19 @@ SETTINGS: dict[str, list[Any]] = {
     "settles": [False, True],
 }
 configurations = st.fixed_dictionaries({k: st.sampled_from(v) for k, v in SETTINGS.items()})
+TANGLES = ("no", "doubtful", "yes")
+ME, OTHERS = "me", (1 << 50, 1 << 51)
+"""Who takes and uses connections: the thread that runs this, and some that wait."""
 some = st.integers(0, 7)
 """Which of those there are; taken modulo their number."""
+
+
+def number_of_this_thread(module: ModuleType) -> int:
+    """By which *module* knows the caller."""
+    rig = Rig(module, 1)
+    with rig.connection() as lease:
+        who: int = rig.entry_of(lease).who
+    return who >> 1
 
 
 class Lockstep(RuleBasedStateMachine):
@@ -66,6 +78,7 @@ class Lockstep(RuleBasedStateMachine):
         for rig in self.rigs:
             rig.house.on_admit = self.admit
             rig.house.on_settle = self.settle
+        self.mine = [number_of_this_thread(module) for module in self.modules]
 
     def admit(self, entry: Any) -> str | None:
         verdict = self.model.unfit.get(entry.conn.name)
@@ -223,7 +236,7 @@ class Lockstep(RuleBasedStateMachine):
     @rule(tries=st.booleans())
     def acquire(self, tries: bool) -> None:
         number = next(self.numbers)
-        found = self.model.acquire(number)
+        found = self.model.acquire(number, ME)
         leases = self.each(
             lambda n, rig: rig.try_acquire() if tries else rig.acquire(timeout=0),
         )
@@ -275,6 +288,31 @@ class Lockstep(RuleBasedStateMachine):
             entry.flags = DIRTY
             self.each(lambda n, rig: made[n].state.leave(DIRTY))
 
+    @any_entry
+    @rule(number=some, mine=st.booleans())
+    def use(self, number: int, mine: bool) -> None:
+        """A call goes into a connection and out again, from this thread or another."""
+        entry, made = self.entry(number)
+        if entry.flags:
+            return
+
+        def step(n: int, rig: Rig) -> str:
+            try:
+                made[n].state.enter()
+            except ConnectionReleased:
+                return "released"
+            made[n].state.leave(0)
+            return ""
+
+        results: list[object] = []
+        if mine:
+            results = self.each(step)
+        else:
+            thread = threading.Thread(target=lambda: results.extend(self.each(step)))
+            thread.start()
+            thread.join()
+        assert results == [self.model.use(entry, ME if mine else "another")] * len(results)
+
     @any_lease
     @rule(number=some)
     def begin_cancel(self, number: int) -> None:
@@ -307,12 +345,20 @@ class Lockstep(RuleBasedStateMachine):
         tries=st.sampled_from([False, False, False, True]),
         again=st.booleans(),
         age=st.sampled_from([0.0, 0.0, 0.5, 3.0]),
+        who=st.sampled_from([ME, *OTHERS]),
+        scoped=st.booleans(),
     )
-    def join(self, tries: bool, again: bool, age: float) -> None:
-        waiter = Waiter(next(self.tokens), self.clock.now - age)
+    def join(self, tries: bool, again: bool, age: float, who: Any, scoped: bool) -> None:
+        waiter = Waiter(next(self.tokens), self.clock.now - age, who, scoped)
         verdict = self.model.join(waiter, tries=tries, again=again)
         callers = [
-            Somebody(rig, lambda n=n: self.woken[n].append(waiter.token), 0, waiter.token, age)
+            Somebody(
+                rig,
+                lambda n=n: self.woken[n].append(waiter.token),
+                token=waiter.token,
+                age=age,
+                who=2 * (self.mine[n] if who is ME else who) + scoped,
+            )
             for n, rig in enumerate(self.rigs)
         ]
         results = [JOINING[caller.join(tries=tries, again=again)] for caller in callers]
@@ -346,6 +392,18 @@ class Lockstep(RuleBasedStateMachine):
         for caller in callers:
             caller.drop()
 
+    @rule(whose=st.lists(st.sampled_from([ME, *OTHERS]), min_size=4, max_size=4), use=st.booleans())
+    def crowd(self, whose: list[Any], use: bool) -> None:
+        """All there is, is taken, and perhaps used; then those who have it want more."""
+        whose = whose[: self.model.settings["max_size"]]
+        for who in whose:
+            self.join(False, False, 0.0, who, scoped=not use or who is not ME)
+            self.dial(True)
+            if use:
+                self.use(len(self.entries) - 1, who is ME)
+        for who in whose:
+            self.join(False, False, 0.0, who, scoped=False)
+
     # -- after each step -------------------------------------------------------
 
     @invariant()
@@ -370,6 +428,8 @@ class Lockstep(RuleBasedStateMachine):
             for waiter, callers in zip(self.known, self.waiters, strict=True):
                 assert callers[n].status == waiter.status
                 assert callers[n].waiter.error is waiter.error
+                verdict = TANGLES[core.deadlocked(callers[n].waiter)]
+                assert verdict == self.model.deadlocked(waiter)
                 if waiter.entry is not None:
                     assert callers[n].waiter.entry is self.entries[waiter.entry.name][n]
             for entry, made in zip(model.entries, self.entries, strict=True):

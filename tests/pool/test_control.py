@@ -244,7 +244,7 @@ def test_hooks_and_resets_can_be_changed(make: Make, driver: StubDriver) -> None
 
 def test_a_shorter_timeout_counts_for_the_next_caller(make: Make) -> None:
     """The pool's timeout can be changed while it works."""
-    pool = make(max_size=1, timeout=1000.0)
+    pool = make(max_size=1, timeout=1000.0, deadlock=None)
     with pool.connection():
         pool.reconfigure(timeout=0.01)
         with pytest.raises(PoolTimeout, match=r"0\.01 s"):
@@ -356,7 +356,7 @@ def test_holders_by_age(make: Make, clock: Clock) -> None:
     second: Any = pool.acquire()
     ages = [holder.age for holder in pool.holders()]
     assert ages == [5.0, 0.0]
-    assert "(thread 'MainThread', 5.0 s)" in str(pool.holders()[0])
+    assert "(thread 'MainThread', 5.0 s, idle)" in str(pool.holders()[0])
     first.release()
     second.release()
 
@@ -413,7 +413,7 @@ def test_a_cancelled_wait_is_counted(make: Make, spawn: Spawn) -> None:
         eventually(lambda: pool.stats().waiting == 1)
         signal.pthread_kill(main, signal.SIGUSR1)
 
-    pool, main = make(max_size=1), threading.get_ident()
+    pool, main = make(max_size=1, deadlock=None), threading.get_ident()
     before = signal.signal(signal.SIGUSR1, interrupt)
     try:
         with pool.connection():

@@ -133,7 +133,7 @@ def waits(pool: Pool[StubConnection]) -> list[Callable[[], Any]]:
 @pytest.mark.parametrize("way", range(9))
 def test_the_wait_ends_with_the_deadline(make: Make, way: int) -> None:
     """Whoever waits when the deadline passes is told so, and that nothing was sent."""
-    pool = make(max_size=1, timeout=PATIENCE)
+    pool = make(max_size=1, timeout=PATIENCE, deadlock=None)
     with pool.connection():
         with pytest.raises(DeadlineExceeded, match=r"no connection before the deadline") as caught:
             waits(pool)[way]()
@@ -145,7 +145,7 @@ def test_the_wait_ends_with_the_deadline(make: Make, way: int) -> None:
 
 def test_the_shorter_of_both_says_which_it_was(make: Make) -> None:
     """A timeout before the deadline is a PoolTimeout."""
-    pool = make(max_size=1)
+    pool = make(max_size=1, deadlock=None)
     with pool.connection():
         with pytest.raises(PoolTimeout):
             pool.acquire(timeout=0.01, deadline=PATIENCE)

@@ -112,7 +112,7 @@ def test_idle_order(make: Make, order: str, expected: list[int]) -> None:
 
 def test_the_pools_timeout(make: Make) -> None:
     """Who gets nothing waits for the pool's timeout, and learns the pool's state."""
-    pool = make(max_size=1, timeout=0.1)
+    pool = make(max_size=1, timeout=0.1, deadlock=None)
     with pool.connection():
         began = time.monotonic()
         with pytest.raises(PoolTimeout, match=r"within 0\.1 s \(size 1/1, idle 0") as caught:
@@ -129,7 +129,7 @@ def test_the_pools_timeout(make: Make) -> None:
 @pytest.mark.parametrize("call", ["acquire", "connection", "transaction", "within", "run"])
 def test_timeout_of_one_call(make: Make, call: str) -> None:
     """A call's own timeout wins over the pool's, however it is made."""
-    pool = make(max_size=1, timeout=PATIENCE)
+    pool = make(max_size=1, timeout=PATIENCE, deadlock=None)
     ways: dict[str, Callable[[], Any]] = {
         "acquire": lambda: pool.acquire(timeout=0.05),
         "connection": lambda: pool.connection(timeout=0.05).__enter__(),

@@ -112,7 +112,7 @@ def test_what_is_no_name(wrong: Any) -> None:
 
 def test_a_timeout_names_the_holders(make: Make) -> None:
     """Who waits in vain is told who has the connections."""
-    pool = make(max_size=1)
+    pool = make(max_size=1, deadlock=None)
     with pool.connection(), pytest.raises(PoolTimeout, match=r"held by: .*test_odd_moments") as e:
         pool.acquire(timeout=0.01)
     [holder] = e.value.holders
