@@ -55,6 +55,10 @@ class Turnaround:
         self.driver = driver
         self.config = config
         self.name = name
+        self.begin_in_child()
+
+    def begin_in_child(self) -> None:
+        """Forget, in a child forked by a hook, that the hook runs."""
         self._hooking = threading.local()
         # Notified when a cancel request has ended.
         self._cancels = threading.Condition()

@@ -282,6 +282,9 @@ class StubDriver:
                 self._open.discard(conn)
                 self.open_now -= 1
 
+    def forked(self) -> None:
+        self._lock = threading.Lock()
+
     def _silence(self, conn: StubConnection) -> None:
         pair = self._pairs.get(conn)
         if pair is not None:
