@@ -10,7 +10,18 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-__all__ = ["Checkout", "Core", "Entry", "Lease", "State", "__impl__", "skip_frames_of"]
+from ._runtime import threads_are_real
+
+__all__ = [
+    "Checkout",
+    "Core",
+    "Entry",
+    "Lease",
+    "State",
+    "__impl__",
+    "skip_frames_of",
+    "threads_are_real",
+]
 
 _wanted = os.environ.get("FASTPOOL_IMPL", "")
 if _wanted not in ("", "c", "python"):

@@ -138,6 +138,7 @@ class Opener:
         """Go on, in the parent: with threads, if there is something to dial."""
         with self._counting:  # who leaves for the fork has left, or stays
             self._pausing = False
+        self._started_at = -math.inf  # who was started meanwhile does not show up
         if not self._stopped and self._core.deficit() > 0:
             self._start()
 

@@ -11,13 +11,14 @@ before its last jump.
 
 from __future__ import annotations
 
+import _thread
 import functools
 import select
 import sys
 import threading
 import time
 from collections.abc import Callable
-from types import FrameType
+from types import BuiltinFunctionType, FrameType
 from typing import Any, TypeVar
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "poll",
     "section",
     "site",
+    "threads_are_real",
     "token",
 ]
 
@@ -69,6 +71,13 @@ def site(skip: object, frame: FrameType | None) -> Any:
     while frame is not None and frame.f_globals is skip:
         frame = frame.f_back
     return frame
+
+
+def threads_are_real() -> bool:
+    """Does a thread's number (:func:`ident`, ``Entry.thread``) say which thread it is?
+    Not where gevent or eventlet have put greenlets in the place of threads: to C, and
+    so to the compiled core, all of them are one thread."""
+    return isinstance(_thread.allocate_lock, BuiltinFunctionType)
 
 
 class Mutexed:

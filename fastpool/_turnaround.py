@@ -58,7 +58,7 @@ class Turnaround:
         self.begin_in_child()
 
     def begin_in_child(self) -> None:
-        """Forget, in a child forked by a hook, that the hook runs."""
+        """As at birth, in a forked child: one that was forked in a hook runs none."""
         self._hooking = threading.local()
         # Notified when a cancel request has ended.
         self._cancels = threading.Condition()
