@@ -426,6 +426,8 @@ def test_asked_for_while_a_fork_is_made(make: Make, spawn: Spawn) -> None:
     """Who comes between the threads' end and the fork is served after it."""
     pool, new = make(), make()
     pool.open()
+    keeper = pool._house.keeper
+    eventually(lambda: keeper._due > pool._core.now(), "the keeper has looked, and sleeps")
     _fork._before()
     callers = [spawn(lambda: pool.run("SELECT 1")), spawn(lambda: new.run("SELECT 1"))]
     eventually(lambda: pool.stats().waiting == new.stats().waiting == 1)
