@@ -1595,6 +1595,57 @@ class Core:
         elif entry.holder == -mine:
             self.retire(entry, -mine, "lost")
 
+    # -- forks -----------------------------------------------------------------
+
+    def begin_in_child(self) -> list[Any]:
+        """In a forked child: forget all connections and who waits, since they are
+        the parent's. Returns the connections, for their sockets to be dropped.
+
+        No other thread runs here, and one that is gone may have had a lock, and been
+        anywhere: so this is no section, and all is made anew. Leases are dead, the
+        phase stays, counters start at zero. Who waits in this very thread, which
+        forked in a signal handler, goes on waiting.
+        """
+        entry: Entry
+        waiter: Waiter
+        last: Waiter = self._queue
+        me: cython.ulong = ident()
+        if not cython.compiled:
+            self.unlock()
+        entries = list(self.entries)
+        connections = [entry.conn for entry in entries if entry.conn is not None]
+        mine = [waiter for waiter in self.waiters() if waiter.thread == me]
+        # First: nothing old is handed out from here on, nor kept.
+        self._idle.below = self._idle.above = self._idle
+        self.generation += 1
+        for entry in entries:
+            if not cython.compiled:
+                entry.state.unlock()
+            entry.status = CLOSED
+            entry.holder = 0
+            entry.reason = "forked"
+            entry.state.serial = (entry.state.serial | 1) + 1
+            entry.conn = None
+            entry.below = entry.above = NO_ENTRY
+        for waiter in mine:
+            waiter.before = last
+            last.after = waiter
+            last = waiter
+        last.after = self._queue
+        self._queue.before = last
+        self.waiting = len(mine)
+        # Last, whatever a signal handler or a finalizer has done meanwhile.
+        self._idle.below = self._idle.above = self._idle
+        self.entries = set()
+        self.closing = deque()
+        self.connecting = self.held = self.idle = self.leased = self.size = 0
+        self.missed = 0
+        self.refusal = None
+        self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
+        self.wait_time = self.served_time = 0.0
+        self.histogram = [0] * BUCKETS
+        return connections
+
     # -- what is known ---------------------------------------------------------
 
     def idle_entries(self) -> list[Entry]:

@@ -13,8 +13,10 @@ import sys
 import threading
 import time
 import warnings
-from typing import Any
+import weakref
+from typing import Any, Protocol
 
+from . import _fork
 from ._diagnosis import judge, knot, tell
 from ._facts import entangled, gather, holders
 from ._hosts import Hosts
@@ -43,6 +45,13 @@ _SELDOM = 10.0
 """Seconds between two warnings that a pool is exhausted."""
 
 
+class Beside(Protocol):
+    """What has a connection of its own beside the pool."""
+
+    def abandon(self) -> None:
+        """Close in a forked child, without a word to the server."""
+
+
 class House:
     """The parts of one pool."""
 
@@ -59,6 +68,8 @@ class House:
         self._exhausted_at = -math.inf
         self._deadlocked_at = -1
         self._opening = threading.RLock()
+        self.listeners: weakref.WeakSet[Beside] = weakref.WeakSet()
+        """What has connections beside the pool."""
         self.core = Core()
         self.turnaround = Turnaround(self.core, driver, config, name)
         self.opener = Opener(self.core, Hosts(conninfo), self.turnaround, driver, name)
@@ -72,6 +83,7 @@ class House:
         self.disposed = self.keeper.wake
         self.core.house = self
         self.configure(config)
+        _fork.register(self)
 
     @property
     def config(self) -> PoolConfig:
@@ -166,6 +178,41 @@ class House:
         self.core.shut()
         self.opener.stop()
         self.keeper.end()
+
+    # -- forks -----------------------------------------------------------------
+
+    def before_fork(self) -> None:
+        """End the threads that only wait."""
+        self.opener.pause()
+        self.keeper.pause()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on as before."""
+        self.keeper.resume()
+        self.opener.resume()
+
+    def after_fork_in_child(self) -> None:
+        """Begin anew: the connections are the parent's, and its threads are not here.
+
+        An open pool stays open, and has threads again when it is asked for a
+        connection; a closed one stays closed. Counters start at zero.
+        """
+        self._opening = threading.RLock()
+        connections = self.core.begin_in_child()
+        self.driver.forked()
+        for conn in connections:
+            try:
+                self.driver.abandon(conn)
+            except Exception:
+                log.exception("pool %r: a connection of the parent's process", self.name)
+        self.turnaround.begin_in_child()
+        self.opener.begin_in_child()
+        self.keeper.begin_in_child()
+        self.disposed = self.keeper.wake
+        for listener in list(self.listeners):
+            listener.abandon()
+        if self.core.waiting:  # the thread that forked in a signal handler
+            self.wanted()
 
     # -- answers to the core ---------------------------------------------------
 

@@ -18,7 +18,6 @@
 
 from __future__ import annotations
 
-import _thread
 import functools
 import io
 import logging
@@ -32,6 +31,7 @@ from typing import Any
 
 from ._diagnosis import standing
 from ._facts import holder_of, thread_names
+from ._fork import start_thread
 from ._impl import Core, Entry
 from ._opener import Opener
 from ._turnaround import DEAD, Turnaround
@@ -78,11 +78,13 @@ class _Bell:
         self._near.read(4096)
 
     # At interpreter exit the names of this module may be gone already.
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if hasattr(self, "_far_fd"):
+    def close(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "_far_fd") and not self._far.closed:
             self._far.close()  # a late ring raises, and reaches no descriptor
             close(self.fd)
             close(self._far_fd)
+
+    __del__ = close
 
 
 class Keeper:
@@ -96,14 +98,24 @@ class Keeper:
         self._turnaround = turnaround
         self._driver = driver
         self._name = name
+        self._ending = False
+        self._begin()
+        # Where a fork has ended the thread, a dial is what needs it again.
+        opener.on_thread = self.start
+
+    def _begin(self) -> None:
+        """As at birth; also in a forked child, but for :attr:`_ending`."""
         self._bell = _Bell()
         self.wake = self._bell.ring
         """Something is to be closed, or has changed. Safe anywhere."""
         self._poller = select.poll()
         self._poller.register(self._bell.fd, select.POLLIN)
         self._closings: set[_Closing] = set()
+        self._starting = threading.RLock()
+        # running: what the running thread was given, and it alone.
+        self._running: object = None
         self._started = False
-        self._ending = False
+        self._pausing = False  # a fork is being made
         self._due = 0.0
         self._asked = False  # about the server's idle_session_timeout
         self._leaks: dict[Entry, int] = {}
@@ -117,9 +129,12 @@ class Keeper:
         return self._turnaround.config
 
     def start(self) -> None:
-        """Start the thread."""
-        if not self._started:
-            _thread.start_new_thread(self._run, ())
+        """Start the thread, unless it runs, or after the fork that is being made."""
+        with self._starting:
+            if self._running is None and not self._pausing and not self.emptied.is_set():
+                mine = object()
+                start_thread(functools.partial(self._run, mine))
+                self._running = mine
             self._started = True
 
     def tend(self) -> None:
@@ -135,14 +150,42 @@ class Keeper:
         else:
             self.emptied.set()
 
+    # -- forks -----------------------------------------------------------------
+
+    def pause(self) -> None:
+        """End the thread when it next has time; what it has begun is kept."""
+        self._pausing = True
+        self.wake()
+
+    def resume(self) -> None:
+        """Go on, in the parent."""
+        with self._starting:
+            self._pausing = False
+        if self._started:
+            try:
+                self.start()
+            except RuntimeError as error:  # no room; the next thread that dials tries again
+                log.warning("pool %r: cannot start a thread: %s", self._name, error)
+
+    def begin_in_child(self) -> None:
+        """Begin anew in a forked child: what was being closed is the parent's."""
+        closings, bell = self._closings, self._bell
+        self._begin()
+        bell.close()
+        closings.clear()
+        if self._ending:
+            self.emptied.set()
+
     # -- the thread ------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run(self, mine: object) -> None:
         try:
             while True:
+                if self._leaves(mine):
+                    return
                 self._take_closings()  # some end at once
                 if self._ending and self._core.size == 0:
-                    return
+                    break
                 if self._core.now() >= self._due:
                     self._due = math.inf  # unless somebody asks for less meanwhile
                     self._due = min(self._due, self._core.now() + self._tend())
@@ -150,9 +193,16 @@ class Keeper:
                     self._sleep(self._due - self._core.now())
         except BaseException:
             log.exception("pool %r: the maintenance thread died", self._name)
-            raise
-        finally:
             self.emptied.set()
+            raise
+        self.emptied.set()
+
+    def _leaves(self, mine: object) -> bool:
+        """Is a fork being made, or was one, and this its child?"""
+        with self._starting:
+            if self._pausing and self._running is mine:
+                self._running = None
+            return self._running is not mine
 
     def _sleep(self, seconds: float) -> None:
         """Until *seconds* have passed, :meth:`wake`, or a closing can go on."""

@@ -56,6 +56,7 @@ class Listener:
         self._closed = False
         self._failures = 0
         self._error: BaseException | None = None  # why there is no connection
+        house.listeners.add(self)
 
     def get(self, timeout: float | None = None) -> Notification:
         """The next notification, in the order they were sent.
@@ -135,6 +136,13 @@ class Listener:
         """Stop listening and close the connection. Closing twice does nothing."""
         self._closed = True
         self._drop()
+
+    def abandon(self) -> None:
+        """Close in a forked child: the session is the parent's, who goes on listening."""
+        self._closed = True
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            self._house.driver.abandon(conn)
 
     def __iter__(self) -> Listener:
         return self

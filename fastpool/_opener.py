@@ -22,8 +22,10 @@ import queue
 import random
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
+from ._fork import start_thread
 from ._hosts import Hosts, fits
 from ._impl import Core, Entry, State
 from ._turnaround import Turnaround
@@ -54,12 +56,19 @@ class Opener:
         self._turnaround = turnaround
         self._driver = driver
         self._name = name
+        self.on_thread: Callable[[], None] = lambda: None
+        """Called in each new thread of this pool, before it dials."""
+        self._stopped = False
+        self._begin()
+
+    def _begin(self) -> None:
+        """As at birth; also in a forked child, but for :attr:`_stopped`."""
         self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
         # running: the threads that have entered and not left, by their own word.
         self._running: set[int] = set()
         self._counting = threading.RLock()  # a finalizer may stop the pool in one of them
         self._started_at = -math.inf
-        self._stopped = False
+        self._pausing = False  # a fork is being made
         # not_before: no dial before this time, unless a caller asks for a probe.
         self._not_before = 0.0
         self._attempted = -math.inf
@@ -83,6 +92,9 @@ class Opener:
         self.progress = threading.Condition()
         """Notified after each dial."""
 
+    begin_in_child = _begin
+    """Begin anew in a forked child: what was being dialled is the parent's."""
+
     @property
     def config(self) -> PoolConfig:
         return self._turnaround.config
@@ -102,7 +114,7 @@ class Opener:
         """One more thread, unless there are enough; one too many ends at once."""
         if len(self._running) < self.config.connect_concurrency:
             try:
-                _thread.start_new_thread(self._run, ())
+                start_thread(self._run)
             except RuntimeError as error:  # no room for threads; the next call tries again
                 log.warning("pool %r: cannot start a thread: %s", self._name, error)
             else:
@@ -115,12 +127,32 @@ class Opener:
             for _ in self._running:
                 self._calls.put(None)
 
+    # -- forks -----------------------------------------------------------------
+
+    def pause(self) -> None:
+        """End the threads that only wait, each other one when its dial is over."""
+        self._pausing = True
+        for _ in range(len(self._running)):
+            self._calls.put(None)
+
+    def resume(self) -> None:
+        """Go on, in the parent: with threads, if there is something to dial."""
+        with self._counting:  # who leaves for the fork has left, or stays
+            self._pausing = False
+        self._started_at = -math.inf  # who was started meanwhile does not show up
+        if not self._stopped and self._core.deficit() > 0:
+            self._start()
+
     # -- one thread ------------------------------------------------------------
 
     def _run(self) -> None:
         if not self._enters():
             return
         try:
+            try:
+                self.on_thread()
+            except RuntimeError as error:  # no room for threads; the next one tries again
+                log.warning("pool %r: cannot start a thread: %s", self._name, error)
             self._serve()
         finally:
             # However it ends: others must know that this thread is gone.
@@ -153,18 +185,24 @@ class Opener:
 
     def _enters(self) -> bool:
         with self._counting:
-            if self._stopped or len(self._running) >= self.config.connect_concurrency:
+            if self._stopped or self._pausing:
+                return False
+            if len(self._running) >= self.config.connect_concurrency:
                 return False
             self._running.add(_thread.get_ident())
         return True
 
     def _leaves(self) -> bool:
-        """Is this thread one too many, since ``connect_concurrency`` was lowered?"""
+        """Is this thread one too many, since ``connect_concurrency`` was lowered? Or in
+        the way of a fork; or in the child of one that was made in it?"""
+        me = _thread.get_ident()
         with self._counting:
-            if len(self._running) <= self.config.connect_concurrency:
+            few = len(self._running) <= self.config.connect_concurrency
+            if few and not self._pausing and me in self._running:
                 return False
-            self._running.discard(_thread.get_ident())
-        self._calls.put(None)  # what woke this one is for another
+            self._running.discard(me)
+        if not few:
+            self._calls.put(None)  # what woke this one is for another
         return True
 
     def _pause(self, seconds: float) -> None:
@@ -177,6 +215,8 @@ class Opener:
 
     def _hurry(self) -> None:
         """Somebody asks: dial soon, whatever is left of the backoff."""
+        if self._pausing:
+            return  # a fork, not a caller
         pause = _PROBE_AFTER if self.permanent is None else PERMANENT_FOR
         self._not_before = min(self._not_before, self._attempted + pause)
 
@@ -223,7 +263,9 @@ class Opener:
         self.age(entry)
         # Last of all, and together: in between nobody dials and nobody is served.
         self.created += 1
-        self._core.adopt(entry, conn, fd)
+        if not self._core.adopt(entry, conn, fd):
+            hang_up(self._driver, conn)  # forked meanwhile, by this thread itself
+            return
         self._core.put(entry)
         self.tell()
 

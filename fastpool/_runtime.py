@@ -121,6 +121,11 @@ class Mutexed:
             self._mutex = threading.RLock()
             return self
 
+    def unlock(self) -> None:
+        """In a forked child: a thread that is not here may have had the lock."""
+        if not _ATOMIC:
+            self._mutex = threading.RLock()
+
 
 def section(method: F) -> F:
     """Mark a method whose body is one atomic step."""

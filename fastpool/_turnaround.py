@@ -55,6 +55,10 @@ class Turnaround:
         self.driver = driver
         self.config = config
         self.name = name
+        self.begin_in_child()
+
+    def begin_in_child(self) -> None:
+        """As at birth, in a forked child: one that was forked in a hook runs none."""
         self._hooking = threading.local()
         # Notified when a cancel request has ended.
         self._cancels = threading.Condition()

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import os
+import pickle
+import select
+import signal
+import subprocess
+import sys
+import textwrap
+import traceback
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-__all__ = ["need"]
+__all__ = ["Child", "need", "run_script"]
 
 
 def need(condition: object, reason: str) -> None:
@@ -21,3 +30,54 @@ def need(condition: object, reason: str) -> None:
     if os.environ.get("FASTPOOL_CI") == "1":
         pytest.fail(f"missing in CI: {reason}", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
+
+
+class Child:
+    """A forked child that makes one call. It ends without unwinding this process's
+    tests, and at the latest after *seconds*."""
+
+    def __init__(self, call: Callable[[], Any], seconds: int = 30) -> None:
+        self._read, write = os.pipe()
+        self._seconds = seconds
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                signal.alarm(seconds)
+                os.close(self._read)
+                outcome: tuple[bool, Any]
+                try:
+                    outcome = True, call()
+                except BaseException:
+                    outcome = False, traceback.format_exc()
+                with open(write, "wb") as report:
+                    pickle.dump(outcome, report)
+                status = 0
+            finally:
+                os._exit(status)
+        os.close(write)
+
+    def result(self) -> Any:
+        """What the call returned; fails with what it raised. The child has ended."""
+        with open(self._read, "rb") as report:
+            select.select([report], [], [], self._seconds)
+            data = report.read()
+        _, status = os.waitpid(self.pid, 0)
+        assert data, f"the child said nothing; its wait status is {status}"
+        well, outcome = pickle.loads(data)
+        assert well, f"in the child:\n{outcome}"
+        return outcome
+
+
+def run_script(script: str, *options: str, timeout: float = 60.0) -> str:
+    """Run *script* in an interpreter of its own; returns what it printed. It must end
+    well, and write nothing to stderr."""
+    done = subprocess.run(
+        [sys.executable, *options, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
+    return done.stdout

@@ -19,7 +19,7 @@ import pytest
 # import from the rows below its own, and within itself.
 LAYERS = (
     ("_secrets", "errors"),
-    ("_deadline", "_runtime", "config", "stats"),
+    ("_deadline", "_fork", "_runtime", "config", "stats"),
     ("sizing", "_diagnosis"),
     ("conninfo", "drivers"),
     ("_core", "_core_py", "_hosts", "retry"),

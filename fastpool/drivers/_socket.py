@@ -26,6 +26,7 @@ import ssl
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Generator, Mapping
 from typing import Any, NamedTuple, TypeVar
 
@@ -123,10 +124,12 @@ class _Limited:
 
     def transmit(self, data: bytes) -> None:
         """Write all of *data*, past the file's buffer: nothing is left in there."""
-        assert self._raw is not None
+        raw = self._raw
+        if raw is None:
+            raise ValueError("the socket is closed")
         rest = memoryview(data)
         while rest:
-            rest = rest[self._raw.write(rest) :]
+            rest = rest[raw.write(rest) :]
 
     def close(self) -> None:
         """Close the descriptor now, whoever still holds the file.
@@ -146,6 +149,16 @@ class Socket(_Limited, socket.socket):  # type: ignore[misc]
 
 class TLSSocket(_Limited, ssl.SSLSocket):  # type: ignore[misc]
     """An encrypted one; made by ``SSLContext.sslsocket_class``."""
+
+
+_made: weakref.WeakSet[Socket | TLSSocket] = weakref.WeakSet()
+
+
+def drop_all() -> None:
+    """Close the copies that a forked child has of its parent's sockets: those of
+    connections, of dials and cancels in flight. Nothing is sent, nothing shut down."""
+    for sock in list(_made):
+        sock.close()
 
 
 class TLS(NamedTuple):
@@ -205,6 +218,7 @@ def dial(endpoint: Endpoint, tls: TLS | None) -> Generator[Wait, None, Socket | 
     but what it returns.
     """
     sock: Socket | TLSSocket = Socket(endpoint.family, socket.SOCK_STREAM)
+    _made.add(sock)
     try:
         for option in endpoint.options:
             sock.setsockopt(*option)
@@ -241,6 +255,7 @@ def _encrypt(plain: Socket | TLSSocket, tls: TLS) -> Generator[Wait, None, TLSSo
         plain, server_hostname=tls.server_hostname, do_handshake_on_connect=False
     )
     assert isinstance(sock, TLSSocket)
+    _made.add(sock)
     try:
         yield from stepwise(sock.do_handshake, sock.fileno())
         if tls.direct and sock.selected_alpn_protocol() != "postgresql":

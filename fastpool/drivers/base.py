@@ -181,6 +181,11 @@ class Driver(Protocol[ConnT]):
     def abandon(self, conn: ConnT) -> None:
         """Drop the socket without a word to the server (a forked child)."""
 
+    def forked(self) -> None:
+        """In a forked child, before :meth:`abandon` of each connection: other
+        threads are gone, with what they had locked, and what they were dialling is
+        the parent's. Drop the sockets of it without a word."""
+
 
 def hang_up(driver: Driver[ConnT], conn: ConnT) -> None:
     """Close *conn* at once: say goodbye, and do not wait for the server's side."""

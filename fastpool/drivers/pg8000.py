@@ -20,7 +20,18 @@ from pg8000.exceptions import DatabaseError, InterfaceError
 
 from .._secrets import Params, SecretBytes, bare
 from ..errors import ConfigError
-from ._socket import TLS, Endpoint, Refused, Socket, TLSFailed, TLSSocket, dial, drive, resolve
+from ._socket import (
+    TLS,
+    Endpoint,
+    Refused,
+    Socket,
+    TLSFailed,
+    TLSSocket,
+    dial,
+    drive,
+    drop_all,
+    resolve,
+)
 from ._tls import ATTEMPTS, Contexts, sslmode
 from ._wire import Connection, DBAPIConnection, NativeConnection
 from .base import CLOSED, ConnState, Role, Wait
@@ -272,6 +283,9 @@ class _Driver(Generic[ConnT]):
     def abandon(self, conn: ConnT) -> None:
         conn._hang_up(shutdown=False)
         conn._state.leave(CLOSED)
+
+    def forked(self) -> None:
+        drop_all()
 
 
 class Native(_Driver[NativeConnection]):

@@ -146,7 +146,7 @@ class StubDriver:
         """``gates["connect"] = Event()`` holds dials until the event is set."""
         self._script: dict[str, deque[BaseException]] = {}
         self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._open: set[StubConnection] = set()
         self._pairs: dict[StubConnection, tuple[socket.socket, socket.socket]] = {}
 
@@ -290,6 +290,9 @@ class StubDriver:
             if conn in self._open:
                 self._open.discard(conn)
                 self.open_now -= 1
+
+    def forked(self) -> None:
+        self._lock = threading.RLock()
 
     def _silence(self, conn: StubConnection) -> None:
         pair = self._pairs.get(conn)

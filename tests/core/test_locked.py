@@ -130,3 +130,31 @@ def test_reentry(core: ModuleType) -> None:
         gc.set_threshold(*before)
     assert died > 5
     rig.check_whole()
+
+
+def test_locks_that_a_fork_has_left_taken(core: ModuleType) -> None:
+    """In a forked child nobody waits for a thread that is not there."""
+    rig = Rig(core, 2)
+    lease = rig.acquire()
+    state = rig.entry_of(lease).state
+    taken, over = threading.Event(), threading.Event()
+
+    def hold(locks: tuple[Any, Any]) -> None:
+        with locks[0], locks[1]:
+            taken.set()
+            over.wait(30)
+
+    holder = threading.Thread(target=hold, args=((rig.core._mutex, state._mutex),))
+    holder.start()
+    try:
+        assert taken.wait(30)
+        rig.core.begin_in_child()
+        assert rig.core._mutex.acquire(blocking=False)
+        rig.core._mutex.release()
+        assert state._mutex.acquire(blocking=False)
+        state._mutex.release()
+        lease.release()
+        rig.check_serves()
+    finally:
+        over.set()
+        holder.join()

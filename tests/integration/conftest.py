@@ -12,7 +12,7 @@ from integration.kit import Admin, Proxy, eventually
 from support import need
 
 from fastpool import Pool
-from fastpool.testing import LocalPostgres
+from fastpool.testing import FaultProxy, LocalPostgres, make_certificate
 
 MakePool = Callable[..., Pool[Any]]
 
@@ -46,6 +46,19 @@ def admin(server: LocalPostgres) -> Iterator[Admin]:
     admin = Admin(server)
     yield admin
     admin.close()
+
+
+@pytest.fixture(scope="session")
+def tls_proxy(
+    server: LocalPostgres, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[FaultProxy]:
+    """TLS in front of the server."""
+    try:
+        files = make_certificate(tmp_path_factory.mktemp("tls"), ["localhost"])
+    except FileNotFoundError as error:
+        need(False, str(error))
+    with FaultProxy(server, tls=files) as proxy:
+        yield proxy
 
 
 @pytest.fixture(autouse=True)
