@@ -309,7 +309,7 @@ class Keeper:
             if entry.due - limit / 2 > now:
                 rest = min(rest, entry.due - limit / 2 - now)
             elif entry.expires > now and self._core.hold(entry):
-                if self._turnaround.alive(entry):
+                if self._turnaround.alive(entry, self.config.ping_timeout):
                     self._core.put_below(entry)
                 else:
                     self._core.retire(entry, entry.holder, "dead")

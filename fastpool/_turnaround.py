@@ -13,6 +13,7 @@ Everything runs in the thread of the caller, outside the core.
 from __future__ import annotations
 
 import logging
+import math
 import select
 import threading
 from collections.abc import Callable, Iterator
@@ -41,6 +42,9 @@ DEAD = (
 
 _ROLLBACK = 5.0
 """Seconds that a return waits for its rollback; then the connection is given up."""
+_SHORTEST_PING = 0.02
+"""Seconds for a ping, if the caller has less: an answer is on its way that soon, and
+without one the connection is lost."""
 
 
 class Turnaround:
@@ -63,8 +67,9 @@ class Turnaround:
                 "for a connection; use the one it was given"
             )
 
-    def admit(self, entry: Entry) -> str | None:
-        """``None`` when the connection may be handed out, else why not."""
+    def admit(self, entry: Entry, limit: float = math.inf) -> str | None:
+        """``None`` when the connection may be handed out, else why not. A caller's
+        patience ends at the time *limit*."""
         self.queueing()
         now = self.core.now()
         if entry.expires <= now:
@@ -74,8 +79,10 @@ class Turnaround:
         events = self.events(entry) if self.config.check else 0
         if events & DEAD:
             return "dead"
-        if (events or entry.due <= now or self.config.check == "ping") and not self.alive(entry):
-            return "dead"
+        if events or entry.due <= now or self.config.check == "ping":
+            patience = max(limit - now, _SHORTEST_PING)
+            if not self.alive(entry, min(patience, self.config.ping_timeout)):
+                return "dead"
         hook = self.config.before_acquire
         if hook is not None:
             with self.hook("before_acquire", entry.conn, entry.state):
@@ -93,10 +100,11 @@ class Turnaround:
         ready = poller.poll(0)
         return ready[0][1] if ready else 0
 
-    def alive(self, entry: Entry) -> bool:
-        """One round trip. The connection is clean afterwards, or not alive."""
+    def alive(self, entry: Entry, timeout: float) -> bool:
+        """One round trip in *timeout* seconds. The connection is clean afterwards, or
+        not alive."""
         try:
-            self.driver.ping(entry.conn, self.config.ping_timeout)
+            self.driver.ping(entry.conn, timeout)
             if entry.state.flags & LOCAL:
                 self.driver.restore(entry.conn)
         except Exception as error:

@@ -101,7 +101,8 @@ class StubDriver:
     """A driver whose connections are :class:`StubConnection`.
 
     *connect_delay*, *control_delay*, *ping_delay* are seconds that the step
-    takes; a dial and a ping end with ``TimeoutError`` when their time is up. With
+    takes; those of other steps are set in ``delays``. A dial, a ping and the rollback
+    of a return end with ``TimeoutError`` when their time is up. With
     *sockets* each connection has a real socket to poll, so that
     :meth:`StubConnection.kill` is noticed as a real server's close is.
     """
@@ -209,7 +210,11 @@ class StubDriver:
         return getattr(error, "sqlstate", None)
 
     def control(self, conn: StubConnection, sql: str, timeout: float | None = None) -> None:
-        self._step("control")
+        try:
+            self._step("control", math.inf if timeout is None else time.monotonic() + timeout)
+        except TimeoutError:
+            conn._state.leave(DIRTY)
+            raise
         conn._run(sql)
 
     def ping(self, conn: StubConnection, timeout: float) -> None:

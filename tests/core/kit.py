@@ -92,7 +92,7 @@ class House:
     def disposed(self) -> None:
         self.calls.append("disposed")
 
-    def admit(self, entry: Any) -> str | None:
+    def admit(self, entry: Any, limit: float) -> str | None:
         self.calls.append("admit")
         with self.aside():
             return self.on_admit(entry)
