@@ -67,6 +67,8 @@ class House:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.sites: list[str] = []
+        self.limits: list[float] = []
+        """Of the callers for whom a closer look was taken."""
         # Each a function of the entry, or of nothing.
         self.on_open: Callable[[], object] = lambda: None
         self.on_wanted: Callable[[], object] = lambda: None
@@ -94,6 +96,7 @@ class House:
 
     def admit(self, entry: Any, limit: float) -> str | None:
         self.calls.append("admit")
+        self.limits.append(limit)
         with self.aside():
             return self.on_admit(entry)
 

@@ -232,32 +232,23 @@ def test_hung_ping(proxy: FaultProxy, pools: Callable[..., Pool[Any]], connectio
 
 def test_hung_ping_after_a_wait(proxy: FaultProxy, pools: Callable[..., Pool[Any]]) -> None:
     """Who is given a connection late in its time pings for what is left, and no longer."""
-    made = [pools(proxy.dsn, max_size=1, check="ping", ping_timeout=10.0) for _ in range(ROUNDS)]
-    held = {pool: pool.acquire() for pool in made}
+    settings = {"max_size": 1, "ping_timeout": 10.0}
+    checked = [pools(proxy.dsn, check="ping", **settings) for _ in range(ROUNDS)]
+    by_hand = [pools(proxy.dsn, **settings) for _ in range(ROUNDS)]
+    held = {pool: pool.acquire() for pool in checked + by_hand}
     proxy.black_hole()
-    fresh = iter(made)
 
-    def call() -> None:
-        pool = next(fresh)
+    def late(pool: Pool[Any]) -> Pool[Any]:
         threading.Timer(LIMIT / 2, held[pool].release).start()
-        pool.acquire(LIMIT)
+        return pool
 
-    in_time(in_vain(call))
-
-
-def test_hung_ping_by_hand(proxy: FaultProxy, pools: Callable[..., Pool[Any]]) -> None:
-    """pool.ping() on a connection that does not answer ends in time."""
-    made = [pools(proxy.dsn) for _ in range(ROUNDS)]
-    for pool in made:
-        idle(pool, 1)
-    proxy.black_hole()
-    fresh = iter(made)
-
-    def call() -> None:
+    def ping() -> None:
         with pytest.raises(TimeoutError):
-            next(fresh).ping(LIMIT)
+            late(by_hand.pop()).ping(LIMIT)
 
-    in_time(call)
+    in_time(in_vain(lambda: late(checked.pop()).acquire(LIMIT)), ping)
+    for lease in held.values():
+        lease.release()
 
 
 def test_hung_reset(proxy: FaultProxy, pools: Callable[..., Pool[Any]]) -> None:
@@ -328,7 +319,7 @@ def test_user_timeout(proxy: FaultProxy, pools: Callable[..., Pool[Any]]) -> Non
 def test_keepalives(proxy: FaultProxy, pools: Callable[..., Pool[Any]]) -> None:
     """An idle connection to nobody is found dead by keepalives, and never handed out."""
     options = "keepalives_idle=1&keepalives_interval=1&keepalives_count=1&tcp_user_timeout=0"
-    pool = pools(f"{proxy.dsn}?{options}", health_check_period=0.05)
+    pool = pools(f"{proxy.dsn}?{options}", health_check_period=0.05, check_after_idle=None)
     idle(pool, 1)
     keeper = pool._house.keeper
     eventually(lambda: keeper._asked and pool.stats().idle == 1, "the keeper's own round trip")
