@@ -287,6 +287,7 @@ class Opener:
             or self._name
         )
         params["session_settings"] = dict(config.session_settings)
+        params["cancel_budget"] = config.cancel_budget
         if config.before_connect is not None:
             self._turnaround.call("before_connect", config.before_connect, params)
         limit = math.inf if config.connect_timeout is None else config.connect_timeout
