@@ -1115,6 +1115,79 @@ DEADLINES = [
     ),
 ]
 
+INTERRUPTS = [
+    Mutant(
+        "hook-mark-outlives-an-interrupt",
+        TURNAROUND,
+        """\
+        self._hooking.hook = name
+        try:
+            return hook(argument)
+""",
+        """\
+        self._hooking.hook = name
+        hook = functools.partial(hook)
+        id(hook)
+        try:
+            return hook(argument)
+""",
+        "tests/pool/test_interrupts.py::test_at_every_point[run-everything-on]",
+    ),
+    Mutant(
+        "retired-but-not-told",
+        CORE,
+        """\
+        except BaseException:
+            # An interrupt, perhaps just after the step: what is not told is not closed.
+            self.house.disposed()
+            raise
+        return True
+""",
+        """\
+        except KeyError:
+            raise
+        return True
+""",
+        "tests/pool/test_interrupts.py::test_at_every_point[given_up-plain]",
+    ),
+    Mutant(
+        "interrupted-transaction-keeps-its-lease",
+        POOL,
+        """\
+        try:
+            self._transaction.__exit__(exc_type, exc, traceback)
+        finally:
+            self._lease.release()
+""",
+        """\
+        self._transaction.__exit__(exc_type, exc, traceback)
+        self._lease.release()
+""",
+        "tests/pool/test_interrupts.py::test_at_every_point[transaction-plain]",
+    ),
+    Mutant(
+        "interrupted-ping-keeps-its-lease",
+        POOL,
+        """\
+        finally:
+            lease.release()
+
+
+class Retrying:
+""",
+        """\
+        except Exception:
+            pass
+        else:
+            lease.release()
+
+
+class Retrying:
+""",
+        "tests/pool/test_interrupts.py::test_at_every_point[ping-plain]",
+    ),
+]
+
 MUTANTS = [
     *WAITING,
     *CHECKOUT,
@@ -1126,4 +1199,5 @@ MUTANTS = [
     *DEADLINES,
     *TIME_LIMITS,
     *MATRIX,
+    *INTERRUPTS,
 ]

@@ -165,6 +165,8 @@ def interrupted(pool: Pool[StubConnection], scenario: Scenario, injector: Inject
         finally:
             sys.setprofile(None)
     except Interrupt:
+        if scenario is not waited:  # which has both
+            pool.run("SELECT 1")  # the thread goes on while it handles the interrupt
         return True
     except BaseException:
         # In place of the interrupt, or because of it.
