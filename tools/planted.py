@@ -1126,7 +1126,6 @@ INTERRUPTS = [
 """,
         """\
         self._hooking.hook = name
-        hook = functools.partial(hook)
         id(hook)
         try:
             return hook(argument)
@@ -1149,42 +1148,6 @@ INTERRUPTS = [
         return True
 """,
         "tests/pool/test_interrupts.py::test_at_every_point[given_up-plain]",
-    ),
-    Mutant(
-        "interrupted-transaction-keeps-its-lease",
-        POOL,
-        """\
-        try:
-            self._transaction.__exit__(exc_type, exc, traceback)
-        finally:
-            self._lease.release()
-""",
-        """\
-        self._transaction.__exit__(exc_type, exc, traceback)
-        self._lease.release()
-""",
-        "tests/pool/test_interrupts.py::test_at_every_point[transaction-plain]",
-    ),
-    Mutant(
-        "interrupted-ping-keeps-its-lease",
-        POOL,
-        """\
-        finally:
-            lease.release()
-
-
-class Retrying:
-""",
-        """\
-        except Exception:
-            pass
-        else:
-            lease.release()
-
-
-class Retrying:
-""",
-        "tests/pool/test_interrupts.py::test_at_every_point[ping-plain]",
     ),
 ]
 

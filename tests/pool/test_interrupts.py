@@ -19,7 +19,7 @@ from pool.kit import PATIENCE, eventually, filled
 
 from fastpool import Pool, PoolTimeout
 from fastpool.retry import RetryPolicy
-from fastpool.testing import StubConnection, StubDriver
+from fastpool.testing import StubConnection, StubDriver, StubError
 
 Make = Callable[..., Pool[StubConnection]]
 Scenario = Callable[[Pool[StubConnection]], None]
@@ -37,6 +37,7 @@ class Injector:
 
     def __init__(self, point: int, scenario: Scenario) -> None:
         self.left = point
+        self.seen = 0
         self.code = scenario.__code__
         self.place = ""
 
@@ -51,6 +52,7 @@ class Injector:
             if above.f_code.co_name == "__del__":
                 return
             above = above.f_back
+        self.seen += 1
         if self.left == 0:
             self.place = f"{event} in {frame.f_code.co_name}:{frame.f_lineno} {arg!r}"
             raise Interrupt
@@ -63,9 +65,12 @@ def block(pool: Pool[StubConnection]) -> None:
         pass
     with pool.connection() as conn:
         conn.run("BEGIN")
-    with pytest.raises(KeyError), pool.connection(1.0) as conn:  # noqa: PT012
-        conn.run("BEGIN")
-        raise KeyError
+    try:
+        with pool.connection(1.0) as conn:
+            conn.run("BEGIN")
+            raise KeyError
+    except KeyError:
+        pass
 
 
 def run(pool: Pool[StubConnection]) -> None:
@@ -83,8 +88,11 @@ def transaction(pool: Pool[StubConnection]) -> None:
     """Transactions, nested ones too, that end well and badly."""
     with pool.transaction() as conn, conn.transaction():
         conn.run("SELECT 1")
-    with pytest.raises(KeyError), pool.transaction():
-        raise KeyError
+    try:
+        with pool.transaction():
+            raise KeyError
+    except KeyError:
+        pass
 
 
 def retried(pool: Pool[StubConnection]) -> None:
@@ -105,9 +113,10 @@ def rolled_back(pool: Pool[StubConnection]) -> None:
 def given_up(pool: Pool[StubConnection]) -> None:
     """Connections that do not come back: lost, and invalid."""
     lease = pool.acquire()
-    with pytest.raises(Exception, match="lost"):
+    try:
         lease.run("LOSE")
-    lease.release()
+    except StubError:
+        lease.release()
     pool.invalidate(pool.acquire())
 
 
@@ -116,9 +125,10 @@ def waited(pool: Pool[StubConnection]) -> None:
     held = [pool.acquire(), pool.acquire()]
     pool.invalidate(held.pop())
     held.append(pool.acquire())
-    with pytest.raises(PoolTimeout):
+    try:
         pool.acquire(0.0001)
-    assert pool.try_acquire() is None
+    except PoolTimeout:
+        assert pool.try_acquire() is None
     for lease in held:
         lease.release()
 
@@ -212,6 +222,10 @@ def test_at_every_point(
     """Interrupted anywhere, a caller loses nothing for the pool and nothing for itself."""
     pool = make(min_size=SIZE, max_size=SIZE, connect_backoff=0.001, **settings)
     filled(pool)
+    for _ in range(2):  # the first run fills what caches there are
+        whole = Injector(-1, scenario)
+        assert not interrupted(pool, scenario, whole)
+        check_whole(pool, driver)
     for point in range(10_000):
         injector = Injector(point, scenario)
         went = interrupted(pool, scenario, injector)
@@ -219,7 +233,7 @@ def test_at_every_point(
             check_whole(pool, driver)
         except BaseException as error:
             raise AssertionError(f"point {point}, {injector.place}: {error}") from error
-        if not injector.place:
-            assert not went
-            break
+        assert injector.place or not went
+        if point >= whole.seen and not went:
+            break  # before that it was a run with fewer points, as threads met
     assert point > 10
