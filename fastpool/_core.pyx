@@ -166,10 +166,11 @@ class House(Protocol):
     def disposed(self) -> None:
         """An entry was put on :attr:`Core.closing`."""
 
-    def admit(self, entry: Entry) -> str | None:
+    def admit(self, entry: Entry, limit: float) -> str | None:
         """Look closely at a connection about to be handed out, in the caller's
         thread. ``None``: fit for use; else the reason to close it. An exception
-        goes to the caller, and the connection back."""
+        goes to the caller, and the connection back. *limit*: when the caller will
+        have waited for as long as it wants, on the core's clock."""
 
     def settle(self, entry: Entry) -> str | None:
         """Make a returned connection fit for the next user, in the thread that
@@ -981,7 +982,7 @@ class Core:
                 entry.due > now
                 and not self.vets
                 and not (self.polls and entry.fd >= 0 and poll(entry.fd) != 0)
-            ) or self._admitted(lease, entry):
+            ) or self._admitted(lease, entry, now if since < 0 else since, timeout):
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
@@ -1039,10 +1040,18 @@ class Core:
         return True
 
     @cython.cfunc
-    def _admitted(self, lease: Lease, entry: Entry) -> cython.bint:
-        """May the connection of *lease* be used? If not it is retired."""
+    def _admitted(
+        self, lease: Lease, entry: Entry, since: cython.double, timeout: cython.double
+    ) -> cython.bint:
+        """May the connection of *lease* be used? If not it is retired; then a caller
+        whose *timeout* is over, since *since*, looks for no other."""
+        limit: cython.double = math.inf
+        if timeout < 0:
+            timeout = self.timeout
+        if timeout > 0:  # who only tries waits for no connection, but for an answer
+            limit = since + timeout
         try:
-            reason = self.house.admit(entry)
+            reason = self.house.admit(entry, limit)
         except BaseException:
             self._give_back(lease)
             raise
@@ -1050,7 +1059,15 @@ class Core:
             entry.state.used = 0  # what a hook did was no use of the caller's
             return True
         self.retire(entry, token(lease), reason)
+        if self._coarse() >= limit:
+            self._count_timeout()
+            raise self.house.refusal("timeout", timeout, self.now() - since, None)
         return False
+
+    @cython.cfunc
+    def _count_timeout(self) -> None:
+        with cython.critical_section(self):
+            self.timeouts += 1
 
     @cython.cfunc
     def _give_back(self, lease: Lease) -> None:

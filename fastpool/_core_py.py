@@ -153,10 +153,11 @@ class House(Protocol):
     def disposed(self) -> None:
         """An entry was put on :attr:`Core.closing`."""
 
-    def admit(self, entry: Entry) -> str | None:
+    def admit(self, entry: Entry, limit: float) -> str | None:
         """Look closely at a connection about to be handed out, in the caller's
         thread. ``None``: fit for use; else the reason to close it. An exception
-        goes to the caller, and the connection back."""
+        goes to the caller, and the connection back. *limit*: when the caller will
+        have waited for as long as it wants, on the core's clock."""
 
     def settle(self, entry: Entry) -> str | None:
         """Make a returned connection fit for the next user, in the thread that
@@ -1020,7 +1021,7 @@ class Core(Mutexed):
                 entry.due > now
                 and not self.vets
                 and not (self.polls and entry.fd >= 0 and poll(entry.fd) != 0)
-            ) or self._admitted(lease, entry):
+            ) or self._admitted(lease, entry, now if since < 0 else since, timeout):
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
@@ -1071,10 +1072,16 @@ class Core(Mutexed):
         self.acquires += 1
         return True
 
-    def _admitted(self, lease: Lease, entry: Entry) -> bool:
-        """May the connection of *lease* be used? If not it is retired."""
+    def _admitted(self, lease: Lease, entry: Entry, since: float, timeout: float) -> bool:
+        """May the connection of *lease* be used? If not it is retired; then a caller
+        whose *timeout* is over, since *since*, looks for no other."""
+        limit: float = math.inf
+        if timeout < 0:
+            timeout = self.timeout
+        if timeout > 0:  # who only tries waits for no connection, but for an answer
+            limit = since + timeout
         try:
-            reason = self.house.admit(entry)
+            reason = self.house.admit(entry, limit)
         except BaseException:
             self._give_back(lease)
             raise
@@ -1082,7 +1089,14 @@ class Core(Mutexed):
             entry.state.used = 0  # what a hook did was no use of the caller's
             return True
         self.retire(entry, token(lease), reason)
+        if self._coarse() >= limit:
+            self._count_timeout()
+            raise self.house.refusal("timeout", timeout, self.now() - since, None)
         return False
+
+    @section
+    def _count_timeout(self) -> None:
+        self.timeouts += 1
 
     def _give_back(self, lease: Lease) -> None:
         """Release: plain ones are one section; the others ask the house."""

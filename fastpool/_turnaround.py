@@ -45,6 +45,9 @@ DEAD = (
 _ANSWER = 5.0
 """Seconds that a return waits for its rollback and its reset, each, where no deadline
 shortens that; then the connection is given up."""
+_SHORTEST_PING = 0.02
+"""Seconds for a ping, if the caller has less: an answer is on its way that soon, and
+without one the connection is lost."""
 
 
 class Turnaround:
@@ -76,8 +79,9 @@ class Turnaround:
             )
         return _deadline.current()
 
-    def admit(self, entry: Entry) -> str | None:
-        """``None`` when the connection may be handed out, else why not."""
+    def admit(self, entry: Entry, limit: float = math.inf) -> str | None:
+        """``None`` when the connection may be handed out, else why not. A caller's
+        patience ends at the time *limit*."""
         self.queueing()
         now = self.core.now()
         if entry.expires <= now:
@@ -91,13 +95,12 @@ class Turnaround:
             left = self.left(entry)
             if left <= 0:
                 raise DeadlineExceeded("the deadline passed", outcome="not_sent")
-            if not self.alive(entry, min(self.config.ping_timeout, left)):
+            patience = max(limit - now, _SHORTEST_PING)
+            if not self.alive(entry, min(patience, left, self.config.ping_timeout)):
                 return "dead"
         hook = self.config.before_acquire
-        if hook is not None:
-            with self.hook("before_acquire", entry.conn, entry.state):
-                if not hook(entry.conn):
-                    return "before_acquire"
+        if hook is not None and not self.hook("before_acquire", hook, entry.conn, entry.state):
+            return "before_acquire"
         return None
 
     @staticmethod
@@ -130,9 +133,9 @@ class Turnaround:
             reason = self.settle_flags(entry)
             with self._own_time(entry):
                 reason = reason or self._reset(entry)
-                if reason is None and self.config.after_release is not None:
-                    with self.hook("after_release", entry.conn, entry.state):
-                        kept = self.config.after_release(entry.conn)
+                hook = self.config.after_release
+                if reason is None and hook is not None:
+                    kept = self.hook("after_release", hook, entry.conn, entry.state)
                     reason = self.settle_flags(entry) if kept else "after_release"
             return reason or self._settle_cancels(entry)
         except TimeoutError:
@@ -167,8 +170,7 @@ class Turnaround:
         if self.config.reset == "discard":
             self._discard(entry)
         elif callable(self.config.reset):
-            with self.hook("reset", entry.conn, entry.state):
-                self.config.reset(entry.conn)
+            self.hook("reset", self.config.reset, entry.conn, entry.state)
             return self.settle_flags(entry)
         return None
 
@@ -194,8 +196,7 @@ class Turnaround:
         which undid what it had set."""
         hook = self.config.after_connect
         if hook is not None:
-            with self.hook("after_connect", conn, state):
-                hook(conn)
+            self.hook("after_connect", hook, conn, state)
             if state.flags & SESSION and self.driver.pooled(conn):
                 self._leaked("in the after_connect hook")
             self.driver.rebase(conn)
@@ -290,27 +291,27 @@ class Turnaround:
 
     # -- hooks -----------------------------------------------------------------
 
-    @contextmanager
-    def hook(self, name: str, conn: Any, state: State) -> Iterator[None]:
-        """Around a user's hook: the connection is usable, the pool is not. A
+    def hook(self, name: str, hook: Callable[[Any], Any], conn: Any, state: State) -> Any:
+        """Call a user's hook: the connection is usable, the pool is not. A
         transaction that the hook leaves open is committed."""
         leased = state.serial & 1
-        self._hooking.hook = name
-        if not leased:
-            state.grant()
         try:
-            yield
+            if not leased:
+                state.grant()
+            answer = self.call(name, hook, conn)
         finally:
             if not leased:
                 state.revoke()
-            self._hooking.hook = None
         if state.flags & FAILED:
             raise PoolError(f"the {name} hook left a failed transaction")
         if state.flags & TRANSACTION:
             self.driver.control(conn, "COMMIT")
+        return answer
 
-    def call(self, name: str, hook: Callable[[Any], object], argument: Any) -> object:
+    def call(self, name: str, hook: Callable[[Any], Any], argument: Any) -> Any:
         """Call a hook that gets no usable connection."""
+        # No context manager: one that is left by an interrupt would keep the mark, and
+        # the pool would refuse its thread from then on.
         self._hooking.hook = name
         try:
             return hook(argument)

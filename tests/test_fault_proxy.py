@@ -439,6 +439,23 @@ def test_black_hole_for_new_connections(wire: Wire) -> None:
     assert len(wire.proxy.connections()) == wire.proxy.counters().connections == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a socket filter")
+def test_black_hole_without_acknowledgement(wire: Wire) -> None:
+    """A client's kernel gives up after its user timeout; what others sent arrives, healed."""
+    impatient, patient = wire.pair(), wire.pair()
+    impatient.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
+    wire.proxy.black_hole(acknowledge=False)
+    for pair in (impatient, patient):
+        pair.client.sendall(b"hello")
+    with pytest.raises(TimeoutError) as caught:
+        impatient.client.recv(1)
+    assert caught.value.errno == errno.ETIMEDOUT
+    wire.proxy.heal()
+    assert exactly(patient.server, 5) == b"hello"
+    patient.server.sendall(b"again")
+    assert exactly(patient.client, 5) == b"again"
+
+
 def test_states_add_up_until_healed(wire: Wire) -> None:
     """Latency and drip act together; after heal() neither does."""
     client, server = wire.pair()

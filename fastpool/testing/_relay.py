@@ -20,7 +20,9 @@ Run as a program, so it imports the standard library only.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
 import heapq
 import itertools
 import json
@@ -32,6 +34,7 @@ import socket
 import ssl
 import struct
 import sys
+import termios
 import time
 from collections import deque
 from collections.abc import Callable
@@ -44,6 +47,10 @@ End = Literal["eof", "close", "reset"]
 _CHUNK: Final = 65536
 _BUFFER: Final = 1 << 20  # bytes kept per direction; who sends more has to wait
 _BACKLOG: Final = 128
+_SO_ATTACH_FILTER: Final = 26  # Linux; not among Python's own
+_SO_DETACH_FILTER: Final = 27
+_DELAYED_ACK: Final = 0.1
+_RETURN_0: Final = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))
 _LINGER_0: Final = struct.pack("ii", 1, 0)  # makes close() send RST
 
 # The packets a connection may begin with, by the code after their length (PostgreSQL,
@@ -266,6 +273,7 @@ class Connection:
         self._up, self._down = Stream("to_server"), Stream("to_client")
         self._started = False
         self._connected = False
+        self._deaf = False
         self._swallowing = False  # there is no server any more; the client is not told
         self._to_server = bytearray()
         self._last_words = b""  # to be said when the server's current message has ended
@@ -290,7 +298,23 @@ class Connection:
             self._flow(stream)
         self._watch()
 
+    def deafen(self) -> None:
+        """Let the kernel drop what the client sends, so that nobody acknowledges it.
+
+        Its acknowledgements are dropped as well, so first wait for those that are due:
+        what is sent again for want of one would tell the client that we are there. A
+        kernel delays them by 40 ms; nothing else happens here meanwhile.
+        """
+        limit = time.monotonic() + _DELAYED_ACK
+        while _unacknowledged(self._client) and time.monotonic() < limit:
+            time.sleep(0.001)
+        self._client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all())
+        self._deaf = True
+
     def heal(self) -> None:
+        if self._deaf:
+            self._client.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
+            self._deaf = False
         self.faults = Faults()
         if not self._started:
             self.start()
@@ -655,6 +679,15 @@ class Connection:
         self._relay.counters[name] += amount
 
 
+def _unacknowledged(sock: socket.socket) -> int:
+    return int.from_bytes(fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
+
+
+def _drop_all() -> bytes:
+    """A ``struct sock_fprog`` whose one instruction is "take 0 bytes of the packet"."""
+    return struct.pack("HP", 1, ctypes.addressof(_RETURN_0))
+
+
 def _prepared(sock: socket.socket) -> socket.socket:
     sock.setblocking(False)
     if sock.family != socket.AF_UNIX:
@@ -816,7 +849,7 @@ class Relay:
 
         self._change(connection, change)
 
-    def do_black_hole(self, connection: int | None) -> None:
+    def do_black_hole(self, connection: int | None, acknowledge: bool) -> None:
         def change(faults: Faults) -> None:
             faults.frozen = True
 
@@ -828,6 +861,9 @@ class Relay:
             self._filler.setblocking(False)
             self._filler.connect_ex(self.address)
         self._change(connection, change)
+        if not acknowledge:
+            for each in self._some(connection):
+                each.deafen()
 
     def do_refuse(self) -> None:
         self._keep_out()

@@ -262,15 +262,21 @@ class FaultProxy:
         _one_of("how", how, ("reset", "close"))
         self._command("cut_after", connection=connection, count=count, direction=direction, how=how)
 
-    def black_hole(self, *, connection: int | None = None) -> None:
+    def black_hole(self, *, acknowledge: bool = True, connection: int | None = None) -> None:
         """Let nothing through, not even the end of a connection, and lose nothing.
 
         New connections hang as well: on Linux before ``connect()`` returns, and after
-        :meth:`heal` until the client's kernel tries again (at 1, 3, 7, ... seconds). What the
-        proxy cannot do is to keep the kernel from acknowledging what a client sends:
-        ``TCP_USER_TIMEOUT`` and keepalive do not see this fault.
+        :meth:`heal` until the client's kernel tries again (at 1, 3, 7, ... seconds).
+
+        The proxy's kernel still acknowledges what clients send, so that
+        ``TCP_USER_TIMEOUT`` and keepalive do not see this fault. With *acknowledge*
+        false they do: for the connections that are there, it is as if the cable had been
+        cut. What their clients send meanwhile comes after :meth:`heal`, when their
+        kernel sends it again. Linux only; elsewhere this is a ``FaultProxyError``.
         """
-        self._command("black_hole", connection=connection)
+        if not acknowledge and sys.platform != "linux":
+            raise FaultProxyError("only Linux can keep a kernel from acknowledging")
+        self._command("black_hole", connection=connection, acknowledge=acknowledge)
 
     # States for new connections.
 

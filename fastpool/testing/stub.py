@@ -108,7 +108,8 @@ class StubDriver:
     """A driver whose connections are :class:`StubConnection`.
 
     *connect_delay*, *control_delay*, *ping_delay* are seconds that the step
-    takes; a dial and a ping end with ``TimeoutError`` when their time is up. With
+    takes; those of other steps are set in ``delays``. A dial, a ping and the rollback
+    of a return end with ``TimeoutError`` when their time is up. With
     *sockets* each connection has a real socket to poll, so that
     :meth:`StubConnection.kill` is noticed as a real server's close is.
     """

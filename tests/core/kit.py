@@ -68,6 +68,8 @@ class House:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.sites: list[str] = []
+        self.limits: list[float] = []
+        """Of the callers for whom a closer look was taken."""
         self.deadline = math.inf
         # Each a function of the entry, or of nothing.
         self.on_open: Callable[[], object] = lambda: None
@@ -97,8 +99,9 @@ class House:
     def disposed(self) -> None:
         self.calls.append("disposed")
 
-    def admit(self, entry: Any) -> str | None:
+    def admit(self, entry: Any, limit: float) -> str | None:
         self.calls.append("admit")
+        self.limits.append(limit)
         with self.aside():
             return self.on_admit(entry)
 

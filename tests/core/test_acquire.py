@@ -224,6 +224,60 @@ def test_none_is_fit(make: MakeRig) -> None:
     rig.check()
 
 
+def test_look_is_told_the_callers_limit(make: MakeRig) -> None:
+    """The house learns until when the caller waits: its own time, the pool's, or no end."""
+    clock = Clock()
+    rig = make(1, clock, vets=True, timeout=7.0)
+    for timeout in (3.0, None, math.inf, 0):
+        rig.acquire(timeout).release()
+    rig.try_acquire().release()
+    assert rig.house.limits == [
+        clock.now + 3.0,
+        clock.now + 7.0,
+        math.inf,
+        # Who only tries waits for no connection; the answer of one is another matter.
+        math.inf,
+        math.inf,
+    ]
+
+
+def test_no_look_after_the_callers_time(make: MakeRig) -> None:
+    """A look that took all of the caller's time is its last, and what is idle stays."""
+    clock = Clock()
+    rig = make(3, clock, vets=True)
+
+    def slow(entry: Any) -> str:
+        clock.now += 2
+        return "dead"
+
+    rig.house.on_admit = slow
+    began = clock.now
+    with pytest.raises(Refusal, match="timeout") as caught:
+        rig.acquire(4)
+    assert (caught.value.timeout, caught.value.waited) == (4, 4)
+    assert rig.house.limits == [began + 4] * 2
+    assert (rig.core.idle, len(rig.core.closing), rig.core.timeouts) == (1, 2, 1)
+    rig.bury()
+    rig.check()
+
+
+def test_look_after_a_wait_has_the_rest(make: MakeRig) -> None:
+    """Time spent in the queue counts as well."""
+    clock = Clock()
+    rig = make(1, clock, vets=True, max_size=1)
+    held = rig.acquire()
+    began = clock.now
+
+    def serve() -> None:
+        clock.now += 3
+        held.release()
+
+    rig.house.on_wanted = serve
+    rig.core.configure(max_size=2, vets=True)
+    rig.acquire(5).release()
+    assert rig.house.limits[-1] == began + 5
+
+
 def test_look_that_raises(make: MakeRig) -> None:
     """An exception of the closer look goes to the caller, the connection back."""
     rig = make(1, vets=True)

@@ -34,11 +34,13 @@ SERVER_LACKS = {
 def test_pg8000s_own_suite(tmp_path: Path) -> None:
     """All but one of its tests, and those that the server has no parts for.
 
-    Left out: authentication and TLS, where pg8000 makes the socket, and benchmarks.
+    Left out: authentication and TLS, where pg8000 makes the socket, benchmarks, and the
+    40 s that pg8000 needs to find 60 000 placeholders: test_wire sends as many itself.
     """
     release = importlib.metadata.version("pg8000")
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-    source = ["--no-binary", ":all:", f"pg8000=={release}", "-d", str(tmp_path)]
+    # Of pg8000 alone: what builds it may come as wheels.
+    source = ["--no-binary", "pg8000", f"pg8000=={release}", "-d", str(tmp_path)]
     for command in (
         [*pip, "download", "--no-deps", *source],
         [*pip, "install", "--no-deps", "--target", str(tmp_path / "more"), "pytest-mock", "pytz"],
@@ -53,7 +55,7 @@ def test_pg8000s_own_suite(tmp_path: Path) -> None:
     command = [
         *(sys.executable, "-m", "pytest", "-q", "-rf", "--tb=no", "-p", "drivers.pg8000_suite"),
         *("-p", "no:cacheprovider", "--rootdir=.", "test/native", "test/dbapi"),
-        *("-k", "not auth and not benchmark"),
+        *("-k", "not auth and not benchmark and not max_parameters"),
     ]
     with LocalPostgres(password="pw") as server:
         environment = {

@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -80,6 +81,19 @@ def test_statement_and_prepared_parameter_that_fail_send_nothing(connect: Any) -
         with pytest.raises(UnicodeEncodeError):
             use()
     statement.close()
+    assert conn._state.flags == 0
+    assert in_step(conn)
+
+
+def test_as_many_parameters_as_the_protocol_has(connect: Any) -> None:
+    """65 535 parameters go through; one more sends nothing."""
+    conn = connect(DBAPI(autocommit=True))
+    cursor = conn.cursor()
+    most = f"SELECT 1 WHERE 1 IN ({','.join(['%s'] * 65_535)})"
+    cursor.execute(most, [1] * 65_535)
+    assert cursor.fetchall() == ([1],)
+    with pytest.raises(struct.error):
+        cursor.execute(f"{most} AND true = %s", [1] * 65_535 + [True])
     assert conn._state.flags == 0
     assert in_step(conn)
 
