@@ -193,6 +193,7 @@ class Resources:
 
     def flat(self, with_memory: bool) -> tuple[bool, str]:
         """Whether the last quarter holds no more than the second, and the figures."""
+        self.sample()
         quarter = max(1, len(self._samples) // 4)
         early = self._samples[quarter : 2 * quarter] or self._samples
         late = self._samples[-quarter:]
