@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import math
 import queue
 import threading
 import time
@@ -66,7 +67,7 @@ class Tally:
     """One caller's own count of what a pool should have counted."""
 
     def __init__(self) -> None:
-        self.attempts = self.got = self.timeouts = self.nothing = 0
+        self.attempts = self.got = self.timeouts = self.nothing = self.overdue = 0
 
 
 class Errands:
@@ -176,6 +177,8 @@ class Worker:
         self.seen[kind_of(error)] += 1
         if isinstance(error, PoolTimeout):
             self._judge_wait(error, now)
+        elif isinstance(error, DeadlineExceeded):
+            self.tallies[self._target.name].overdue += 1
         if not self._is_expected(error):
             self.world.found(f"{self.job} on {self._target.name}: unexpected error", error)
 
@@ -684,18 +687,29 @@ class Worker:
     def deadline(self) -> None:
         """A statement under a deadline around its end: the answer, or how it ended."""
         target = self.pick()
-        with (
-            Write(self.book, sealed=target.native) as write,
-            fastpool.deadline(self.rng.uniform(0.005, 0.05)),
-            target.pool.connection(self.limit(target)) as conn,
-        ):
-            self.got(target)
-            self.injected["deadline within a statement"] += 1
-            if self.rng.random() < 0.5:
-                target.run(conn, "SELECT pg_sleep(:s::float8)", s=self.rng.uniform(0, 0.05))
-            self.token(target, conn)
-            self.insert_rows(target, conn, write.ids, write.ids)
-            write.sealed = True
+        seconds = self.rng.uniform(0.005, 0.06)
+        around = self.rng.random() < 0.5
+        limit, begun = self.limit(target), time.monotonic()
+        self._asked = None  # a passed deadline is told before a passed timeout
+        try:
+            with (
+                Write(self.book, sealed=target.native) as write,
+                fastpool.deadline(seconds) if around else contextlib.nullcontext(),
+                target.pool.connection(limit, math.inf if around else seconds) as conn,
+            ):
+                self.got(target)
+                self.injected["deadline within a statement"] += 1
+                if self.rng.random() < 0.5:
+                    target.run(conn, "SELECT pg_sleep(:s::float8)", s=self.rng.uniform(0, 0.06))
+                self.token(target, conn)
+                self.insert_rows(target, conn, write.ids, write.ids)
+                write.sealed = True
+        except DeadlineExceeded:
+            # Its budgets: for the answer to the statement, and to the ROLLBACK.
+            over = time.monotonic() - begun - seconds - 2 * target.pool.config.cancel_budget
+            told = f"deadline of {seconds:.3f} s on {target.name}"
+            self.world.overshoots.append((begun, time.monotonic(), over, told))
+            raise
 
     def cancelled(self) -> None:
         """A statement cancelled by another thread, about when it ends."""
@@ -760,9 +774,7 @@ _WORK = {
     Worker.invalidated: 1,
     Worker.two_pools: 3,
     Worker.notify: 3,
+    Worker.deadline: 6,
+    Worker.cancelled: 3,
 }
-if hasattr(fastpool, "deadline"):
-    _WORK[Worker.deadline] = 6
-if hasattr(fastpool.Lease, "cancel"):
-    _WORK[Worker.cancelled] = 3
 JOBS, WEIGHTS = list(_WORK), list(_WORK.values())
