@@ -116,7 +116,10 @@ def judge(mutant: Mutant) -> str | None:
 
 def soak(mutant: Mutant, tree: Path) -> str:
     """What the soak says of *tree*, and when it did."""
-    plant(mutant, tree)
+    try:
+        plant(mutant, tree)
+    except LookupError as error:
+        return f"SURVIVED, not planted: {error}"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "tests")]),

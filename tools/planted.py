@@ -1007,4 +1007,37 @@ DEADLINES = [
     ),
 ]
 
-MUTANTS = [*WAITING, *CHECKOUT, *RETURN, *SLOTS, *DIALLING, *SETTINGS, *DRIVER, *DEADLINES]
+SOAK = [
+    Mutant(
+        "reset-before-tls-costs-a-descriptor",
+        "fastpool/drivers/_socket.py",
+        """\
+                self.close()
+                raise ConnectionResetError(""",
+        """\
+                raise ConnectionResetError(""",
+        "tests/drivers/test_connect.py::test_reset_before_the_handshake_leaves_nothing_open",
+    ),
+    Mutant(
+        "ledger-forgets-what-failed",
+        "tests/soak/ledger.py",
+        "undead=[n for n in numbers if states[n] == FAILED and n in present],",
+        "undead=[n for n in numbers if states[n] == FAILED and n not in present],",
+        "tests/soak/test_soak.py::test_ledger_tells_what_is_wrong",
+    ),
+    Mutant(
+        "ledger-takes-unknown-for-done",
+        "tests/soak/ledger.py",
+        """\
+        elif self.sealed and may_have_run(exc):
+            return
+""",
+        """\
+        elif self.sealed and may_have_run(exc):
+            state = DONE
+""",
+        "tests/soak/test_soak.py::test_ledger_accepts_what_was_told",
+    ),
+]
+
+MUTANTS = [*WAITING, *CHECKOUT, *RETURN, *SLOTS, *DIALLING, *SETTINGS, *DRIVER, *DEADLINES, *SOAK]

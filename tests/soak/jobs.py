@@ -31,6 +31,8 @@ __all__ = ["Errands", "Tally", "Worker"]
 
 LONG = 10.0
 """Seconds that a patient caller waits for a connection: more than any fault lasts."""
+SWIFT = 3.0
+"""Seconds that nothing takes once all faults are over, on however slow a machine."""
 INSERT = "INSERT INTO soak_rows (id, grp, size) VALUES (:i, :g, :n)"
 
 # What a server says to somebody whose session, statement or transaction was hit.
@@ -156,6 +158,10 @@ class Worker:
         self.job, self.since = job.__name__, time.monotonic()
         job(self)
         self.done[self.job] += 1
+        took = time.monotonic() - self.since
+        if self.since > self.world.settled_at and took > SWIFT:
+            # Nothing fails any more: it was forgotten in the queue.
+            self.world.found(f"{self.job} on {self._target.name} took {took:.1f} s in the calm")
 
     def hit(self, error: BaseException | None = None) -> None:
         """An interrupt has arrived."""
