@@ -84,7 +84,7 @@ def pools(world: World, server: LocalPostgres, proxies: list[FaultProxy], tls: b
         (
             second,
             f"{second.dsn}?sslmode={security}",
-            {"name": "soak-dbapi", "driver": "dbapi", "max_size": 5},
+            {"name": "soak-dbapi", "driver": "dbapi", "max_size": 5, "check": "ping"},
         ),
         (
             None,
@@ -243,6 +243,8 @@ class Soak:
             thread.start()
         try:
             self.workers[0].work()  # here, where signals arrive
+        except KeyboardInterrupt:
+            world.found("stopped by Ctrl-C")
         finally:
             world.over.set()
             director.join()
@@ -409,6 +411,8 @@ class Soak:
         world = self.world
         injected = world.total("injected")
         _table(f"injected: {injected.total()} faults of {len(injected)} kinds", injected)
+        caused = world.total("caused")
+        _table(f"caused by callers: {caused.total()} faults of {len(caused)} kinds", caused)
         _table("seen by callers", world.total("seen"))
         done, failed = world.total("jobs done"), world.total("jobs failed")
         print(f"\njobs: {done.total()} done, {failed.total()} failed")

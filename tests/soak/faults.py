@@ -358,7 +358,7 @@ class Hooks:
     def __init__(self, world: World) -> None:
         self._world = world
         self._rng = world.rng("hooks")
-        self._counts = world.counter("injected")
+        self._counts = world.counter("caused")
 
     def _perhaps(self, name: str, chance: float) -> None:
         if self._rng.random() < chance and not self._world.calm.is_set():

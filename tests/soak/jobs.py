@@ -117,7 +117,7 @@ class Worker:
         self.done = world.counter("jobs done")
         self.failed = world.counter("jobs failed")
         self.seen = world.counter("seen")
-        self.injected = world.counter("injected")
+        self.caused = world.counter("caused")
         self.tallies = {target.name: Tally() for target in world.targets}
         self.ident = 0
         self.job = "nothing"
@@ -128,7 +128,8 @@ class Worker:
         self.interrupts = 0
         self.aim = threading.Lock()
         self._target = world.targets[0]
-        self._asked: tuple[float, float] | None = None
+        self.asking: tuple[Target, float, float] | None = None
+        """The pool asked for a connection, when, and for how long to wait; while it waits."""
 
     # -- the loop --------------------------------------------------------------
 
@@ -154,7 +155,7 @@ class Worker:
         job = self.rng.choices(JOBS, WEIGHTS)[0]
         if self.world.calm.is_set():
             job = Worker.select
-        self._asked = None
+        self.asking = None
         self.job, self.since = job.__name__, time.monotonic()
         job(self)
         self.done[self.job] += 1
@@ -192,8 +193,8 @@ class Worker:
         self.tallies[self._target.name].timeouts += 1
         timeout, waited = error.timeout or 0.0, error.waited or 0.0
         begun, over = now - waited, waited - timeout
-        if self._asked is not None:
-            begun, asked = self._asked
+        if self.asking is not None:
+            _, begun, asked = self.asking
             over = max(over, now - begun - asked)
             if timeout != asked:
                 self.world.found(f"{self.job}: timeout={asked} was taken for {timeout}", error)
@@ -238,11 +239,11 @@ class Worker:
             timeout = self.rng.uniform(0.001, 0.08) if draw < 0.2 else longest
         self._target = target
         self.tallies[target.name].attempts += 1
-        self._asked = (time.monotonic(), timeout)
+        self.asking = (target, time.monotonic(), timeout)
         return timeout
 
     def got(self, target: Target) -> None:
-        self._asked = None
+        self.asking = None
         self.tallies[target.name].got += 1
 
     def wrong(self, what: str, got: object, wanted: object) -> None:
@@ -411,7 +412,7 @@ class Worker:
             def lines() -> Any:
                 for number in ids:
                     if fails and number == ids[10]:
-                        self.injected["COPY stream raises"] += 1
+                        self.caused["COPY stream raises"] += 1
                         raise StreamError
                     yield f"{number}\t{ids[0]}\t{len(ids)}\n"
 
@@ -489,7 +490,7 @@ class Worker:
             return
         lease = target.pool.acquire(self.limit(target))
         self.got(target)
-        self.injected["lease shared by mistake"] += 1
+        self.caused["lease shared by mistake"] += 1
         tokens = [self.rng.getrandbits(56) for _ in range(8)]
         over = threading.Lock()
         over.acquire()
@@ -578,14 +579,14 @@ class Worker:
         target = self.pick()
         lease = target.pool.acquire(self.limit(target))
         self.got(target)
-        self.injected["lease dropped without release"] += 1
+        self.caused["lease dropped without release"] += 1
         self.token(target, lease)
         if self.rng.random() < 0.3:
             cycle: list[Any] = [lease]
             cycle.append(cycle)
             del cycle
             if self.rng.random() < 0.5:
-                self.injected["gc.collect with dropped leases"] += 1
+                self.caused["gc.collect with dropped leases"] += 1
                 del lease
                 gc.collect()
 
@@ -596,10 +597,10 @@ class Worker:
             self.got(target)
             if self.rng.random() < 0.5:
                 value, raises = "\ud800", UnicodeEncodeError
-                self.injected["parameter cannot be encoded"] += 1
+                self.caused["parameter cannot be encoded"] += 1
             else:
                 value, raises = Unprintable(), ArithmeticError
-                self.injected["parameter's __str__ raises"] += 1
+                self.caused["parameter's __str__ raises"] += 1
             try:
                 target.run(conn, "SELECT :v", v=value)
             except raises:
@@ -618,7 +619,7 @@ class Worker:
         ):
             self.got(target)
             self.insert_rows(target, conn, write.ids, write.ids)
-            self.injected[f"{limit}_timeout"] += 1
+            self.caused[f"{limit}_timeout"] += 1
             target.run(conn, f"SET LOCAL {limit}_timeout = '30ms'")
             if limit == "statement":
                 target.run(conn, "SELECT pg_sleep(20)")
@@ -645,7 +646,7 @@ class Worker:
                 except Exception as error:
                     if sqlstate(error) != "22012":
                         raise
-                    self.injected["failed statement hidden in a block"] += 1
+                    self.caused["failed statement hidden in a block"] += 1
                 write.sealed = True
         except TransactionAborted as error:
             if error.outcome == "unknown":
@@ -660,7 +661,7 @@ class Worker:
         try:
             self.token(target, lease)
         finally:
-            self.injected["invalidate"] += 1
+            self.caused["invalidate"] += 1
             target.pool.invalidate(lease)
         try:
             target.run(lease, "SELECT 1")
@@ -696,7 +697,7 @@ class Worker:
         seconds = self.rng.uniform(0.005, 0.06)
         around = self.rng.random() < 0.5
         limit, begun = self.limit(target), time.monotonic()
-        self._asked = None  # a passed deadline is told before a passed timeout
+        self.asking = None  # a passed deadline is told before a passed timeout
         try:
             with (
                 Write(self.book, sealed=target.native) as write,
@@ -704,7 +705,7 @@ class Worker:
                 target.pool.connection(limit, math.inf if around else seconds) as conn,
             ):
                 self.got(target)
-                self.injected["deadline within a statement"] += 1
+                self.caused["deadline within a statement"] += 1
                 if self.rng.random() < 0.5:
                     target.run(conn, "SELECT pg_sleep(:s::float8)", s=self.rng.uniform(0, 0.06))
                 self.token(target, conn)
@@ -725,7 +726,7 @@ class Worker:
             return
         lease = target.pool.acquire(self.limit(target))
         self.got(target)
-        self.injected["lease.cancel() by another thread"] += 1
+        self.caused["lease.cancel() by another thread"] += 1
         pause = self.rng.uniform(0, 0.02)
         over = threading.Lock()
         over.acquire()

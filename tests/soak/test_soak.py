@@ -40,7 +40,7 @@ def test_short_soak() -> None:
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-4000:]
     injected = re.search(r"injected: (\d+) faults of (\d+) kinds", done.stdout)
     assert injected is not None
-    assert int(injected[1]) > 100
+    assert int(injected[1]) > 20
     assert int(injected[2]) >= 12
     assert re.search(r"rows: \d\d+ done: all there; \d\d+ not done: none there", done.stdout)
 

@@ -22,6 +22,8 @@ __all__ = ["Control", "Ear", "Resources", "Sampler", "Watchman", "descriptors", 
 _TOLERANCE = 0.1
 """Seconds that a wait may outlast its timeout, beyond what a bare lock's wait does."""
 _AROUND = 0.5
+_SLOW = 3.0
+"""Seconds that a checkout's own work on a connection does not take."""
 _STUCK = 45.0
 """Seconds after which a job is stuck: every fault ends in far less."""
 
@@ -230,6 +232,7 @@ class Watchman(threading.Thread):
                 self.resources.sample()
                 self._judge_pools()
                 self._judge_jobs()
+                self._judge_waiters()
                 self.judge_waits(time.monotonic() - 2 * _AROUND)
                 if time.monotonic() - told >= self._every:
                     told = time.monotonic()
@@ -254,6 +257,18 @@ class Watchman(threading.Thread):
                 )
                 worker.since = time.monotonic()  # said once
 
+    def _judge_waiters(self) -> None:
+        """Nobody sleeps on with a connection that was handed to him long ago."""
+        asking = {worker.ident: worker.asking for worker in self._workers}
+        for target in self._world.targets:
+            for holder in target.pool.holders():
+                asked = asking.get(holder.thread_id)
+                if asked is None or asked[0] is not target or holder.age < _SLOW:
+                    continue
+                still = any(worker.asking is asked for worker in self._workers)
+                if still and time.monotonic() - asked[1] > holder.age:
+                    self._world.found(f"a waiter of {target.name} was not woken: {holder}")
+
     def judge_waits(self, before: float) -> None:
         """Those that ended before that time: the control has been seen around them."""
         waits = self._world.overshoots
@@ -274,7 +289,7 @@ class Watchman(threading.Thread):
         world = self._world
         jobs = world.total("jobs done").total()
         failed = world.total("jobs failed").total()
-        faults = world.total("injected").total()
+        faults = world.total("injected").total() + world.total("caused").total()
         print(
             f"{time.monotonic() - world.began:6.0f} s  {jobs:8} jobs done, {failed:6} failed  "
             f"{faults:6} faults  {len(world.findings)} findings",
