@@ -132,7 +132,8 @@ def soak(mutant: Mutant, tree: Path) -> str:
     if done.returncode == 0:
         return f"SURVIVED {seconds:.0f} s"
     evidence = [line for line in done.stdout.splitlines() if line.startswith(("FINDING", "FAIL "))]
-    what = evidence[0] if evidence else (done.stdout + done.stderr)[-500:]
+    # Findings first: they say when; a check is made at the end.
+    what = max(evidence) if evidence else (done.stdout + done.stderr)[-500:]
     return f"noticed after {seconds:.1f} s, start and end included: {what}"
 
 

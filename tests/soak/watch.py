@@ -24,6 +24,8 @@ _TOLERANCE = 0.1
 _AROUND = 0.5
 _SLOW = 3.0
 """Seconds that a checkout's own work on a connection does not take."""
+_HELD = 10.0
+"""Seconds that no errand needs a connection that a worker has acquired for it."""
 _STUCK = 45.0
 """Seconds after which a job is stuck: every fault ends in far less."""
 
@@ -232,7 +234,7 @@ class Watchman(threading.Thread):
                 self.resources.sample()
                 self._judge_pools()
                 self._judge_jobs()
-                self._judge_waiters()
+                self._judge_holders()
                 self.judge_waits(time.monotonic() - 2 * _AROUND)
                 if time.monotonic() - told >= self._every:
                     told = time.monotonic()
@@ -257,17 +259,21 @@ class Watchman(threading.Thread):
                 )
                 worker.since = time.monotonic()  # said once
 
-    def _judge_waiters(self) -> None:
-        """Nobody sleeps on with a connection that was handed to him long ago."""
-        asking = {worker.ident: worker.asking for worker in self._workers}
+    def _judge_holders(self) -> None:
+        """Nobody sleeps on with a connection that he was handed long ago, and nobody has
+        one that he has forgotten."""
+        workers = {worker.ident: (worker, worker.asking) for worker in self._workers}
         for target in self._world.targets:
             for holder in target.pool.holders():
-                asked = asking.get(holder.thread_id)
-                if asked is None or asked[0] is not target or holder.age < _SLOW:
+                worker, asked = workers.get(holder.thread_id, (None, None))
+                if worker is None or holder.age < _SLOW:
                     continue
-                still = any(worker.asking is asked for worker in self._workers)
-                if still and time.monotonic() - asked[1] > holder.age:
+                handed = time.monotonic() - holder.age
+                asks = asked is not None and asked[0] is target and asked[1] < handed
+                if asks and worker.asking is asked:
                     self._world.found(f"a waiter of {target.name} was not woken: {holder}")
+                elif holder.age > _HELD and worker.since > handed:
+                    self._world.found(f"a connection of {target.name} was lost: {holder}")
 
     def judge_waits(self, before: float) -> None:
         """Those that ended before that time: the control has been seen around them."""
