@@ -131,9 +131,10 @@ def soak(mutant: Mutant, tree: Path) -> str:
     seconds = time.monotonic() - began
     if done.returncode == 0:
         return f"SURVIVED {seconds:.0f} s"
-    evidence = [line for line in done.stdout.splitlines() if line.startswith(("FINDING", "FAIL "))]
-    # Findings first: they say when; a check is made at the end.
-    what = max(evidence) if evidence else (done.stdout + done.stderr)[-500:]
+    said = done.stdout.splitlines()
+    # A finding says when it was made; a check is made at the end.
+    evidence = [line for kind in ("FINDING", "FAIL ") for line in said if line.startswith(kind)]
+    what = evidence[0] if evidence else (done.stdout + done.stderr)[-500:]
     return f"noticed after {seconds:.1f} s, start and end included: {what}"
 
 
