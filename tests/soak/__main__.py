@@ -169,7 +169,7 @@ def overheard(world: World, workers: list[Worker], forks: bool) -> Iterator[None
         log.removeHandler(handler)
 
 
-def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout: float) -> bool:
     deadline = time.monotonic() + timeout
     while not condition():
         if time.monotonic() > deadline:
@@ -186,6 +186,7 @@ class Soak:
         self.world = World(options.seed, options.keep_going)
         self.workers: list[Worker] = []
         self.checks: list[Check] = []
+        self.patience = 20.0
         self.heard = ""
 
     def run(self) -> int:
@@ -288,7 +289,7 @@ class Soak:
             world.over.set()
 
     def _join(self, threads: list[threading.Thread]) -> None:
-        deadline = time.monotonic() + 45
+        deadline = time.monotonic() + (15 if self.world.findings else 45)
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         stuck = [thread.name for thread in threads if thread.is_alive()]
@@ -306,6 +307,8 @@ class Soak:
         """What must hold when all is over, and the end of the pools."""
         world, watchman = self.world, self.watchman
         gc.collect()
+        if world.findings:  # what is missing now will hardly come back
+            self.patience = 2.0
         audit = world.book.audit(admin.run)
         problems = audit.problems()
         self._check(
@@ -355,11 +358,11 @@ class Soak:
             seen = pool.stats()
             return seen.size == seen.idle and not seen.waiting and not pool.holders()
 
-        self._check(f"{target.name}: all came back", eventually(whole), repr(pool))
+        self._check(f"{target.name}: all came back", eventually(whole, self.patience), repr(pool))
         leases, pids = [], set()
         try:
             for _ in range(target.max_size):
-                leases.append(pool.acquire(10.0))
+                leases.append(pool.acquire(self.patience))
                 ((pid,),) = target.run(leases[-1], "SELECT pg_backend_pid()")
                 pids.add(pid)
             with contextlib.suppress(PoolTimeout):
@@ -372,7 +375,7 @@ class Soak:
         had = len(leases)
         full = had == len(pids) == target.max_size
         self._check(f"{target.name}: all slots at once", full, f"{had} of {target.max_size}")
-        eventually(whole)
+        eventually(whole, self.patience)
         self._check(
             f"{target.name}: the server's count",
             target.most_seen <= target.max_size,
