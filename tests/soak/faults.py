@@ -206,7 +206,8 @@ class NetworkFaults(Injector):
         kinds: list[tuple[int, Callable[[], bool | None]]] = [
             (4, self._reset),
             (2, self._reset_all),
-            (4, self._cut),
+            (6, self._cut),
+            (4, self._lose_answers),
             (3, self._half_open),
             (3, self._black_hole),
             (2, self._latency),
@@ -262,13 +263,23 @@ class NetworkFaults(Injector):
 
     def _cut(self) -> bool:
         """network: cut after some bytes"""
-        count = self.rng.choice([1, 5, 50, 500, 5000])
-        way: Any = self.rng.choice(["to_client", "to_server"])
+        count = self.rng.choice([1, 1, 5, 50, 500, 5000])
+        way: Any = self.rng.choice(["to_client", "to_client", "to_server"])
         how: Any = self.rng.choice(["reset", "close"])
         number = self._maybe_one()
         return self._during(
             lambda: self._proxy.cut_after(count, way, how=how, connection=number), 0.5
         )
+
+    def _lose_answers(self) -> bool:
+        """network: reset while answers are on their way"""
+
+        def begin() -> None:
+            self._proxy.latency(0.03)
+            self.wait(0.1)
+            self._proxy.reset()
+
+        return self._during(begin, 0.1)
 
     def _half_open(self) -> bool:
         """network: half-open"""

@@ -351,16 +351,14 @@ class Worker:
     def released(self) -> None:
         """What ``acquire`` gives only releases: an open transaction is rolled back."""
         target = self.pick()
-        with Write(self.book) as write:
-            lease = target.pool.acquire(self.limit(target))
+        with (
+            Write(self.book) as write,
+            target.pool.acquire(self.limit(target)) as lease,
+        ):
             self.got(target)
-            try:
-                if target.native:
-                    target.run(lease, "BEGIN")
-                self.insert_rows(target, lease, write.ids, write.ids)
-                self.token(target, lease)
-            finally:
-                lease.release()
+            if target.native:
+                target.run(lease, "BEGIN")
+            self.insert_rows(target, lease, write.ids, write.ids)
             write.refuse(write.ids[0])
 
     def transfer(self) -> None:
