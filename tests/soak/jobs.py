@@ -360,6 +360,8 @@ class Worker:
                 target.run(lease, "BEGIN")
             self.insert_rows(target, lease, write.ids, write.ids)
             write.refuse(write.ids[0])
+            if self.rng.random() < 0.5:
+                target.pool.release(lease)  # the block's end is the second, and does nothing
 
     def transfer(self) -> None:
         """Between accounts, again until it succeeds; the sum stays what it is."""
