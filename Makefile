@@ -6,7 +6,7 @@ RUN = .venv/bin
 # For tools that call others by name.
 ON_PATH = PATH="$(CURDIR)/$(RUN):$$PATH"
 
-.PHONY: help demo test lint bench figures mutants wheel clean
+.PHONY: help demo test lint soak bench figures mutants wheel clean
 # The targets share .venv, so they run one after the other.
 .NOTPARALLEL:
 
@@ -14,6 +14,7 @@ help:
 	@echo "make demo     see the pool at work on a private PostgreSQL"
 	@echo "make test     run the tests"
 	@echo "make lint     check style, types and the generated file"
+	@echo "make soak     mixed work on real servers while everything fails, for SOAK_SECONDS (60)"
 	@echo "make bench    run the benchmarks in short"
 	@echo "make figures  run the benchmarks in full and print every figure"
 	@echo "make mutants  plant faults in the source and see that a test notices each"
@@ -35,6 +36,11 @@ lint:
 	$(RUN)/mypy
 	$(ON_PATH) cython-lint fastpool
 	$(RUN)/python tools/unpyx.py --check
+
+# SOAK_SECONDS=600 is the full proof; SOAK_SEED repeats a schedule of faults.
+soak:
+	@$(VENV) test
+	PYTHONPATH=tests $(RUN)/python -m soak
 
 bench:
 	@$(VENV) bench

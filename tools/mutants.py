@@ -8,6 +8,7 @@ source any more, and a test that is red already without it, are all failures.
     python tools/mutants.py                 all of them
     python tools/mutants.py --quick         those whose test needs no server
     python tools/mutants.py NAME ...        only these
+    python tools/mutants.py --soak NAME ... the soak has to notice, not the test
     python tools/mutants.py --list          what there is
 
 A defect in ``_core.pyx`` is planted there and carried into the interpreted core
@@ -113,10 +114,35 @@ def judge(mutant: Mutant) -> str | None:
         return "SURVIVED" if passed else None
 
 
+def soak(mutant: Mutant, tree: Path) -> str:
+    """What the soak says of *tree*, and when it did."""
+    try:
+        plant(mutant, tree)
+    except LookupError as error:
+        return f"SURVIVED, not planted: {error}"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(tree), str(tree / "tests")]),
+        "FASTPOOL_IMPL": "python",
+    }
+    command = [sys.executable, "-m", "soak", "--seconds", "60"]
+    began = time.monotonic()
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    seconds = time.monotonic() - began
+    if done.returncode == 0:
+        return f"SURVIVED {seconds:.0f} s"
+    said = done.stdout.splitlines()
+    # A finding says when it was made; a check is made at the end.
+    evidence = [line for kind in ("FINDING", "FAIL ") for line in said if line.startswith(kind)]
+    what = evidence[0] if evidence else (done.stdout + done.stderr)[-500:]
+    return f"noticed after {seconds:.1f} s, start and end included: {what}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Plant defects; a test must notice each.")
     parser.add_argument("names", nargs="*", help="only these mutants")
     parser.add_argument("--quick", action="store_true", help="only those that need no server")
+    parser.add_argument("--soak", action="store_true", help="by the soak, for a minute at most")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
     unknown = set(options.names) - {mutant.name for mutant in MUTANTS}
@@ -129,6 +155,15 @@ def main() -> int:
         for mutant in chosen:
             print(f"{mutant.name:44} {mutant.test}")
         return 0
+
+    if options.soak:
+        survivors = 0
+        for mutant in chosen:
+            with copied() as tree:
+                said = soak(mutant, tree)
+            survivors += said.startswith("SURVIVED")
+            print(f"{mutant.name}: {said}", flush=True)
+        return 1 if survivors else 0
 
     began = time.monotonic()
     with copied() as tree:

@@ -309,8 +309,8 @@ RETURN = [
     Mutant(
         "unclean-connection-is-kept",
         CORE,
-        "if state.flags != 0 or (self.settles and returned):",
-        "if self.settles and returned:",
+        "if state.flags != 0 or state.stray != 0 or (self.settles and returned):",
+        "if state.stray != 0 or (self.settles and returned):",
         "tests/core/test_release.py::test_unsettled_is_settled",
     ),
     Mutant(
@@ -393,8 +393,8 @@ RETURN = [
     Mutant(
         "smart-reset-discards-nothing",
         TURNAROUND,
-        'if self.config.reset != "smart":',
-        'if self.config.reset != "discard":',
+        'if self.config.reset == "smart":',
+        'if self.config.reset == "discard":',
         "tests/pool/test_limits.py::test_reset",
     ),
     Mutant(
@@ -756,10 +756,10 @@ DRIVER = [
         WIRE,
         """\
             after |= DIRTY
-            self._send(message)
+            self._sent = context.statement
 """,
         """\
-            self._send(message)
+            self._sent = context.statement
 """,
         "tests/drivers/test_wire.py::test_interrupt_in_mid_read_is_dirty",
     ),
@@ -1607,6 +1607,39 @@ INTERRUPTS = [
     ),
 ]
 
+SOAK = [
+    Mutant(
+        "reset-before-tls-costs-a-descriptor",
+        "fastpool/drivers/_socket.py",
+        """\
+                self.close()
+                raise ConnectionResetError(""",
+        """\
+                raise ConnectionResetError(""",
+        "tests/drivers/test_connect.py::test_reset_before_the_handshake_leaves_nothing_open",
+    ),
+    Mutant(
+        "ledger-forgets-what-failed",
+        "tests/soak/ledger.py",
+        "undead=[n for n in numbers if states[n] == FAILED and n in present],",
+        "undead=[n for n in numbers if states[n] == FAILED and n not in present],",
+        "tests/soak/test_soak.py::test_ledger_tells_what_is_wrong",
+    ),
+    Mutant(
+        "ledger-takes-unknown-for-done",
+        "tests/soak/ledger.py",
+        """\
+        elif self.sealed and may_have_run(exc):
+            return
+""",
+        """\
+        elif self.sealed and may_have_run(exc):
+            state = DONE
+""",
+        "tests/soak/test_soak.py::test_ledger_accepts_what_was_told",
+    ),
+]
+
 MUTANTS = [
     *WAITING,
     *CHECKOUT,
@@ -1623,4 +1656,5 @@ MUTANTS = [
     *TIME_LIMITS,
     *MATRIX,
     *INTERRUPTS,
+    *SOAK,
 ]

@@ -150,6 +150,19 @@ class Socket(_Limited, socket.socket):  # type: ignore[misc]
 class TLSSocket(_Limited, ssl.SSLSocket):  # type: ignore[misc]
     """An encrypted one; made by ``SSLContext.sslsocket_class``."""
 
+    def getpeername(self) -> Any:
+        # wrap_socket() begins with this. When the peer has gone already it fails, and
+        # before Python 3.13 it leaves open what nobody else can reach.
+        try:
+            return super().getpeername()
+        except OSError:
+            if self.version() is None:  # the handshake is not over
+                self.close()
+                raise ConnectionResetError(
+                    errno.ECONNRESET, os.strerror(errno.ECONNRESET)
+                ) from None
+            raise
+
 
 _made: weakref.WeakSet[Socket | TLSSocket] = weakref.WeakSet()
 

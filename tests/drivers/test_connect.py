@@ -8,6 +8,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -28,7 +29,8 @@ from drivers.kit import (
     message,
 )
 
-from fastpool.drivers._socket import Endpoint, drive, resolve
+from fastpool.drivers._socket import Endpoint, dial, drive, resolve
+from fastpool.drivers._tls import Contexts
 from fastpool.drivers.base import BUSY, CLOSED, DIRTY, LOCAL
 from fastpool.drivers.pg8000 import DBAPI, Native
 from fastpool.errors import ConfigError
@@ -580,6 +582,27 @@ def test_failed_connects_leave_nothing_open(
         time.sleep(0.01)
     assert descriptors() <= before
     assert len(kept) == 27
+
+
+def test_reset_before_the_handshake_leaves_nothing_open() -> None:
+    """A server that agrees to TLS and resets the connection costs no descriptor, though
+    before Python 3.13 ``wrap_socket()`` leaves its half-made socket open."""
+    tls = Contexts().tls({"sslmode": "require"})
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        (endpoint,) = resolve({"host": "127.0.0.1", "port": server.getsockname()[1]}, math.inf)
+        before = set(os.listdir("/proc/self/fd"))
+        steps = dial(endpoint, tls)
+        next(steps)
+        with server.accept()[0] as client:
+            fd, _ = next(steps)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.sendall(b"S")
+        poller = select.poll()
+        poller.register(fd, select.POLLHUP)
+        assert poller.poll(5000)
+        with pytest.raises(ConnectionResetError):
+            next(steps)
+        assert set(os.listdir("/proc/self/fd")) == before
 
 
 def test_interrupted_connect_leaves_nothing_open() -> None:
