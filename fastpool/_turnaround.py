@@ -130,14 +130,14 @@ class Turnaround:
     def settle(self, entry: Entry) -> str | None:
         """``None`` when the connection may go back, clean, else why not."""
         try:
-            reason = self.settle_flags(entry)
+            reason = self._settle_cancels(entry) or self.settle_flags(entry)
             with self._own_time(entry):
                 reason = reason or self._reset(entry)
                 hook = self.config.after_release
                 if reason is None and hook is not None:
                     kept = self.hook("after_release", hook, entry.conn, entry.state)
                     reason = self.settle_flags(entry) if kept else "after_release"
-            return reason or self._settle_cancels(entry)
+            return reason
         except TimeoutError:
             log.warning("pool %r: a returned connection was not reset in time", self.name)
             return "reset"
@@ -278,7 +278,7 @@ class Turnaround:
                 self._cancels.notify_all()
 
     def _settle_cancels(self, entry: Entry) -> str | None:
-        """Wait until no cancel request can hit the next user's statement."""
+        """Wait until no cancel request can hit what is sent from now on."""
         state = entry.state
         if state.stray:
             with self._cancels:
