@@ -20,7 +20,7 @@ from integration.conftest import MakePool
 from integration.kit import Admin, eventually, report, run_threads, whole
 
 import fastpool
-from fastpool import ConfigError, ConnectFailed, Pool, PoolTimeout, RetryPolicy
+from fastpool import ConfigError, ConnectFailed, DeadlineExceeded, Pool, PoolTimeout, RetryPolicy
 from fastpool.drivers.pg8000 import DBAPI, Native
 from fastpool.testing import LocalPostgres
 
@@ -290,6 +290,24 @@ def test_the_question_finds_a_key_that_looks_like_a_process_id(
     assert direct._pooled is False
     for conn in made:
         driver.abandon(conn)
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_cancelling(
+    bouncer: PgBouncer, make_pool: MakePool, server: LocalPostgres, pooled: bool
+) -> None:
+    """The query is cancelled; but only a server's own end of the request proves that no later
+    one can be hit, so behind PgBouncer the connection is not used again."""
+    dsn = bouncer.dsn if pooled else f"{server.dsn}?sslmode=disable"
+    pool = make_pool(dsn, pgbouncer=pooled, max_size=1, cancel_budget=5.0)
+    with pool.connection() as conn:
+        before = conn.driver_connection
+    with pytest.raises(DeadlineExceeded) as caught, pool.connection(deadline=1.0) as conn:
+        conn.run("SELECT pg_sleep(20)")
+    assert caught.value.outcome == "cancelled"
+    with pool.connection() as conn:
+        assert (conn.driver_connection is before) is not pooled
+        assert conn.run("SELECT :x::int", x=1) == [[1]]
 
 
 def test_session_pooling_is_as_no_pooler(
