@@ -38,6 +38,7 @@ DEFAULTS: dict[str, Any] = {
     "check": "socket",
     "check_after_idle": 30.0,
     "ping_timeout": 1.0,
+    "cancel_budget": 0.25,
     "reset": "smart",
     "session_settings": {},
     "idle_order": "lifo",
@@ -77,6 +78,7 @@ TIMES: dict[str, Any] = {
     "fail_fast_after": None,
     "check_after_idle": None,
     "ping_timeout": REFUSED,
+    "cancel_budget": REFUSED,
     "leak_threshold": None,
 }
 WORDS: dict[str, tuple[str | None, ...]] = {
