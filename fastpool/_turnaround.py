@@ -20,8 +20,19 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from ._impl import Core, Entry, Lease, State
+from ._liveness import Liveness
 from .config import PoolConfig
-from .drivers.base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION, Driver
+from .drivers.base import (
+    BUSY,
+    CLOSED,
+    DIRTY,
+    FAILED,
+    LOCAL,
+    READONLY,
+    SESSION,
+    TRANSACTION,
+    Driver,
+)
 from .errors import PoolError, TransactionAborted
 
 __all__ = ["DEAD", "Isolation", "Transaction", "Turnaround", "transaction_modes"]
@@ -46,8 +57,16 @@ _ROLLBACK = 5.0
 class Turnaround:
     """The rules of checkout and return, for one pool."""
 
-    def __init__(self, core: Core, driver: Driver[Any], config: PoolConfig, name: str) -> None:
+    def __init__(
+        self,
+        core: Core,
+        liveness: Liveness,
+        driver: Driver[Any],
+        config: PoolConfig,
+        name: str,
+    ) -> None:
         self.core = core
+        self.liveness = liveness
         self.driver = driver
         self.config = config
         self.name = name
@@ -73,9 +92,12 @@ class Turnaround:
             return "drained"
         events = self.events(entry) if self.config.check else 0
         if events & DEAD:
+            self.liveness.lost(entry)
             return "dead"
-        if (events or entry.due <= now or self.config.check == "ping") and not self.alive(entry):
-            return "dead"
+        if events or entry.due <= now or self.config.check == "ping":
+            reason = self.examine(entry)
+            if reason is not None:
+                return reason
         hook = self.config.before_acquire
         if hook is not None:
             with self.hook("before_acquire", entry.conn, entry.state):
@@ -93,16 +115,24 @@ class Turnaround:
         ready = poller.poll(0)
         return ready[0][1] if ready else 0
 
-    def alive(self, entry: Entry) -> bool:
-        """One round trip. The connection is clean afterwards, or not alive."""
+    def examine(self, entry: Entry) -> str | None:
+        """One round trip. ``None``: alive, clean, and its server still of the kind
+        that is wanted; else why it is to be closed."""
         try:
             self.driver.ping(entry.conn, self.config.ping_timeout)
-            if entry.state.flags & LOCAL:
-                self.driver.restore(entry.conn)
+            # What the server had to tell meanwhile is no user's doing.
+            return self.settle_flags(entry) or self._check_role(entry)
         except Exception as error:
             log.info("pool %r: an idle connection is dead: %s", self.name, error)
-            return False
-        return entry.state.flags == 0
+            if entry.state.flags & CLOSED:
+                self.liveness.lost(entry)
+            return "dead"
+
+    def _check_role(self, entry: Entry) -> str | None:
+        if self.liveness.fits(entry):
+            return None
+        self.liveness.misfit(entry)
+        return "role"
 
     # -- return ----------------------------------------------------------------
 
@@ -122,8 +152,13 @@ class Turnaround:
     def settle_flags(self, entry: Entry) -> str | None:
         """Undo what the flags tell of, as the ``reset`` setting says."""
         state = entry.state
+        if state.flags & CLOSED:
+            self.liveness.lost(entry)
         if state.flags & (BUSY | DIRTY | CLOSED):
             return "broken"
+        if state.flags & READONLY:
+            self.liveness.misfit(entry)
+            return "role"
         if state.flags & TRANSACTION:
             self.driver.control(entry.conn, "ROLLBACK", _ROLLBACK)
         if state.flags & SESSION:
@@ -131,6 +166,9 @@ class Turnaround:
                 self._discard(entry)
             else:
                 self.driver.rebase(entry.conn)
+            # It may be the server that has changed.
+            if not state.flags & (BUSY | DIRTY | CLOSED) and self._check_role(entry):
+                return "role"
         if state.flags & LOCAL:
             self.driver.restore(entry.conn)
         return "broken" if state.flags else None
