@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pool.kit import Caller, Refused, WrongPassword, eventually, filled, give_back, leases
+from pool.kit import Caller, WrongPassword, eventually, filled, give_back, leases
 
 from fastpool import ConfigError, ConnectFailed, Pool, PoolTimeout, _opener
 from fastpool.drivers.base import Role
@@ -91,9 +89,11 @@ def test_two_ends_close_the_rest_unasked(make: Make, driver: StubDriver) -> None
 def test_an_end_in_use_is_judged_at_the_return(make: Make, driver: StubDriver) -> None:
     """What its holder lost makes the idle ones suspect when it comes back."""
     pool = three(make)
-    with pytest.raises(StubError), pool.connection() as conn:
-        driver.connections[conn.number - 1].kill("57P01")
-        conn.run("SELECT 1")
+    lease = pool.acquire()
+    driver.connections[lease.number - 1].kill("57P01")
+    with pytest.raises(StubError):
+        lease.run("SELECT 1")
+    lease.release()
     give_back(leases(pool, 2))
     assert driver.counts["ping"] == 2
 
@@ -219,9 +219,7 @@ def test_idle_ones_go_at_once_when_the_server_shuts_down(make: Make, driver: Stu
     eventually(lambda: pool.stats().idle == 3)
 
 
-def test_a_full_server_is_not_hammered(
-    make: Make, driver: StubDriver, spawn: Spawn
-) -> None:
+def test_a_full_server_is_not_hammered(make: Make, driver: StubDriver, spawn: Spawn) -> None:
     """After 53300 who waits gets what is returned, and no dial is made for a while."""
     pool = make(max_size=5, connect_concurrency=1, connect_backoff=0.001, connect_backoff_max=0.001)
     held = leases(pool, 2)
