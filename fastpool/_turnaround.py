@@ -94,7 +94,7 @@ class Turnaround:
         if events & DEAD:
             self.liveness.lost(entry)
             return "dead"
-        if events or entry.due <= now or self.config.check == "ping":
+        if self.config.check and (events or entry.due <= now or self.config.check == "ping"):
             reason = self.examine(entry)
             if reason is not None:
                 return reason

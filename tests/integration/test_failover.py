@@ -206,7 +206,8 @@ def test_one_backend_is_not_the_server(primary: LocalPostgres, pool_of: MakePool
     for lease in leases:
         lease.release()
     assert served > before - {victim}
-    assert driver.pings <= 3
+    # The victim's too, when the end of its connection had not quite arrived.
+    assert driver.pings <= 4
     assert pool.stats().closed == {"dead": 1}
     admin.close()
 

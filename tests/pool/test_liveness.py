@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -43,9 +44,12 @@ def kill(driver: StubDriver, pool: Pool[StubConnection], words: list[str]) -> No
 
 
 def three(make: Make, **settings: Any) -> Pool[StubConnection]:
-    """A pool of three idle connections, left alone by its keeper."""
+    """A pool of three idle connections, left alone by its keeper; until
+    ``gates["connect"]`` is set there are no others."""
     pool = make(**{"min_size": 3, "max_size": 3, "health_check_period": 1000.0, **settings})
     filled(pool)
+    driver: Any = pool._house.driver
+    driver.gates["connect"] = threading.Event()
     return pool
 
 
@@ -75,22 +79,24 @@ def test_one_sessions_own_end(make: Make, driver: StubDriver, word: str) -> None
     assert sum(conn.closed for conn in driver.connections) == 2
 
 
-def test_two_ends_close_the_rest_unasked(make: Make, driver: StubDriver) -> None:
+def test_two_ends_close_the_rest_unasked(make: Make, driver: StubDriver, spawn: Spawn) -> None:
     """A second proof within a second: nobody pings what is left, it is replaced."""
     pool = three(make)
     kill(driver, pool, ["57P01", "57P01"])
-    held = leases(pool, 3)
-    assert min(lease.number for lease in held) > 3
+    waiting = spawn(pool.acquire)
+    eventually(lambda: pool.stats().closed == {"dead": 3})
+    driver.gates["connect"].set()
+    lease = waiting.result()
+    assert lease.number > 3
     assert driver.counts["ping"] == 0
-    assert pool.stats().closed == {"dead": 3}
-    give_back(held)
+    lease.release()
 
 
 def test_an_end_in_use_is_judged_at_the_return(make: Make, driver: StubDriver) -> None:
     """What its holder lost makes the idle ones suspect when it comes back."""
     pool = three(make)
     lease = pool.acquire()
-    driver.connections[lease.number - 1].kill("57P01")
+    lease.driver_connection.kill("57P01")
     with pytest.raises(StubError):
         lease.run("SELECT 1")
     lease.release()
@@ -111,9 +117,8 @@ def test_old_ends_cost_new_connections_nothing(make: Make, driver: StubDriver) -
     """Leases from before a restart come back dead after it: the new ones are not doubted."""
     pool = make(min_size=0, max_size=6, health_check_period=1000.0)
     held = leases(pool, 4)
-    old = [driver.connections[lease.number - 1] for lease in held]
-    for conn in old:
-        conn.kill("57P01")
+    for lease in held:
+        lease.driver_connection.kill("57P01")
     held.pop().release()  # the trouble is seen,
     give_back([pool.acquire()])  # and over
     give_back(held)
@@ -153,6 +158,9 @@ def test_read_only_where_read_write_is_wanted(make: Make, driver: StubDriver) ->
     driver.server_role = READ_ONLY
     with pytest.raises(StubError, match="read-only"):
         pool.run("WRITE")
+    with pytest.raises(PoolTimeout):
+        pool.run("WRITE")
+    driver.gates["connect"].set()
     for _ in range(3):
         with pytest.raises(PoolTimeout, match="is a primary, read-only"):
             pool.run("WRITE")
@@ -185,7 +193,7 @@ def test_a_changed_server_is_seen_without_a_write(
         pool.run("SET in_hot_standby")  # the server's word for it looks the same
         with pytest.raises(PoolTimeout):
             pool.acquire(timeout=0.05)
-    eventually(lambda: pool.stats().size == 0)
+    eventually(lambda: sum(pool.stats().closed.values()) == 3)
     assert "role" in pool.stats().closed
 
 
