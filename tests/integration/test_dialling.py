@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 import pytest
 from integration.conftest import MakePool
-from integration.kit import Admin, eventually, report
+from integration.kit import Admin, eventually, explained, report
 
 from fastpool import ConnectFailed, Pool, PoolTimeout
 from fastpool.testing import LocalPostgres
@@ -193,15 +193,15 @@ def test_recovers_by_itself(locked_server: LocalPostgres, locked_pool: Any, mode
     pool = locked_pool(min_size=3, max_size=3)
     pool.open(wait=True)
     locked_server.stop(mode)
-    with ThreadPoolExecutor(1) as executor:
+    with explained(pool, locked_server), ThreadPoolExecutor(1) as executor:
         waiting = executor.submit(pool.run, "SELECT 1")
         eventually(lambda: pool.stats().dial_failures > 1, "dials fail")
         assert pool.stats().waiting == 1
         locked_server.start()
         assert waiting.result(30) == [[1]]
-    eventually(lambda: pool.stats().idle == 3, "the pool is full again")
-    for _ in range(20):
-        assert pool.run("SELECT 1") == [[1]]
+        eventually(lambda: pool.stats().idle == 3, "the pool is full again")
+        for _ in range(20):
+            assert pool.run("SELECT 1") == [[1]]
 
 
 def test_restart_between_two_calls(locked_server: LocalPostgres, locked_pool: Any) -> None:
@@ -210,8 +210,9 @@ def test_restart_between_two_calls(locked_server: LocalPostgres, locked_pool: An
     pool.open(wait=True)
     for mode in ("fast", "immediate"):
         locked_server.restart(mode)
-        for _ in range(20):
-            assert pool.run("SELECT 1") == [[1]]
+        with explained(pool, locked_server):
+            for _ in range(20):
+                assert pool.run("SELECT 1") == [[1]]
 
 
 def test_too_many_clients(make_pool: MakePool, admin: Admin, server: LocalPostgres) -> None:

@@ -179,7 +179,8 @@ def test_smart_restart(primary: LocalPostgres, pool_of: MakePool) -> None:
         restarted = executor.submit(primary.restart, "smart")
         eventually(lambda: "smart shutdown" in primary.log(), "the server begins to stop")
         assert pool.run("SELECT 1") == [[1]]  # sessions go on
-        busy = [executor.submit(pool.run, "SELECT pg_sleep(0.2)") for _ in range(COUNT // 2)]
+        busy = [executor.submit(pool.run, "SELECT pg_sleep(0.2)") for _ in range(COUNT - 1)]
+        eventually(lambda: pool.stats().dial_failures, "a dial is told so")
         for lease in leases[:2]:
             assert lease.run("SELECT 1") == [[1]]
             lease.release()
