@@ -157,6 +157,25 @@ def test_wrong_password_while_one_is_out(locked_server: LocalPostgres, locked_po
         admin.close()
 
 
+def test_rotated_password(locked_server: LocalPostgres, locked_pool: Any) -> None:
+    """A token that has expired meanwhile is asked for again at once: nobody hears of it."""
+    admin = Admin(locked_server)
+    admin.run("CREATE ROLE rotating LOGIN PASSWORD 'first'")
+    tokens = iter(["first", "first", "second"])
+    try:
+        dsn = f"postgresql://rotating@{locked_server.host}:{locked_server.port}/postgres"
+        pool = locked_pool(f"{dsn}?sslmode=disable", password=lambda: next(tokens), max_size=1)
+        lease = pool.acquire()
+        admin.run("ALTER ROLE rotating PASSWORD 'second'")
+        pool.invalidate(lease)
+        assert pool.run("SELECT current_user") == [["rotating"]]
+        assert (pool.stats().dials, pool.stats().dial_failures) == (2, 0)
+    finally:
+        pool.close()
+        admin.run("DROP ROLE rotating")
+        admin.close()
+
+
 def test_refused_is_a_timeout(locked_server: LocalPostgres, locked_pool: Any) -> None:
     """While the server is down a caller waits exactly its timeout, and learns why."""
     pool = locked_pool(connect_backoff=0.01, connect_backoff_max=0.05)
