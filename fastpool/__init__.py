@@ -1,5 +1,6 @@
 """fastpool: a PostgreSQL connection pool for threads."""
 
+from ._deadline import deadline
 from ._impl import __impl__
 from ._listen import Listener, Notification, listen
 from .config import IdlePreset, LifetimePreset, PoolConfig
@@ -50,6 +51,7 @@ __all__ = [
     "__impl__",
     "__version__",
     "calculate_pool_size",
+    "deadline",
     "from_env",
     "is_retryable",
     "listen",

@@ -58,7 +58,7 @@ from fastpool._runtime import (
     site,
     token,
 )
-from fastpool.errors import ConfigError, ConnectionBusy, ConnectionReleased
+from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -106,8 +106,13 @@ ENTERED = 0
 RELEASED = 1
 OCCUPIED = 2
 
+NEVER = math.inf
+
 HOUSE = 1
 """The holder of an entry that a pool thread has; never the address of a lease."""
+
+LOST_SIGHT = 1 << 20
+"""More than all cancel requests that are on their way at one time."""
 
 BUCKETS = 40
 """Wait histogram: bucket n counts waits below 2**n microseconds."""
@@ -134,8 +139,9 @@ class House(Protocol):
         """A dial may be wanted (:meth:`Core.begin_dial` knows). Called often,
         also for a caller who has a connection: it should not raise."""
 
-    def queueing(self) -> None:
-        """The caller is about to wait; raises if it must not."""
+    def queueing(self) -> float:
+        """The caller is about to wait; raises if it must not. Returns how long it
+        may at most: a time on ``time.monotonic()``, ``math.inf`` for no limit."""
 
     def disposed(self) -> None:
         """An entry was put on :attr:`Core.closing`."""
@@ -155,14 +161,17 @@ class House(Protocol):
     def transaction(self, lease: Lease, **options: Any) -> Any:
         """A nested transaction on a held connection."""
 
+    def cancel(self, lease: Lease, timeout: float) -> None:
+        """Have the server stop what the connection of *lease* runs."""
+
     def lost(self, where: str) -> None:
         """A lease, acquired at *where*, was dropped without release and its
         connection taken back; called from a finalizer."""
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing: *kind* is ``timeout``,
-        ``closed``, ``crowded``, ``connect`` (*error* says why) or ``taken``: the
-        pool was closed in the middle of a transaction."""
+        ``deadline`` (which came first), ``closed``, ``crowded``, ``connect`` (*error*
+        says why) or ``taken``: the pool was closed in the middle of a transaction."""
 
 
 def _place(code: Any, lasti: int) -> str:
@@ -181,19 +190,27 @@ class State(Mutexed):
 
     Written by the one thread that has the connection; the core only reads
     ``flags``. ``serial`` is changed by the core, and by a pool thread that has
-    the entry.
+    the entry; ``deadline`` is set at each hand-out. ``stray`` is for any thread.
     """
 
     __slots__ = (
+        "deadline",
         "flags",
         "serial",
+        "stray",
     )
     flags: int
     serial: int
+    deadline: float
+    # stray: cancel requests on their way, which may still hit whatever runs then;
+    # negative once one was lost sight of.
+    stray: int
 
     def __init__(self) -> None:
         self.flags = 0
         self.serial = 0
+        self.deadline = math.inf
+        self.stray = 0
 
     def enter(self, serial: int = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
@@ -218,6 +235,17 @@ class State(Mutexed):
     def leave(self, flags: int) -> None:
         """Replace all flags: the call is over."""
         self.flags = flags
+
+    @section
+    def cancelling(self) -> None:
+        """A cancel request is about to be sent."""
+        self.stray += 1
+
+    @section
+    def cancelled(self, proven: bool) -> None:
+        """It has done its work, if *proven*; else it may do so at any time from now
+        on, and the connection is for nobody else any more."""
+        self.stray -= 1 if proven else LOST_SIGHT
 
     def grant(self) -> None:
         """Let a hook use the connection while a pool thread has it."""
@@ -332,7 +360,7 @@ class Waiter:
     code: Any
     lasti: int
     since: float
-    # until: when it goes away with nothing.
+    # until: when it will have lost patience.
     until: float
     status: int
     entry: Entry
@@ -349,8 +377,8 @@ class Waiter:
         code: Any,
         lasti: int,
         since: float,
+        until: float,
         wake: Any,
-        until: float = math.inf,
     ) -> None:
         self.token = mine
         self.thread = thread
@@ -364,7 +392,7 @@ class Waiter:
         self.wake = wake
 
 
-NO_WAITER = Waiter(0, 0, None, -1, -math.inf, None)
+NO_WAITER = Waiter(0, 0, None, -1, -math.inf, math.inf, None)
 NO_WAITER.before = NO_WAITER.after = NO_WAITER
 
 
@@ -374,6 +402,7 @@ class Terms:
     __slots__ = (
         "commits",
         "core",
+        "deadline",
         "timeout",
     )
     core: Core
@@ -381,11 +410,20 @@ class Terms:
     timeout: float
     # commits: the block's end commits; else a lease only releases, which rolls back.
     commits: bool
+    # deadline: seconds from the checkout for all of it; math.inf = none.
+    deadline: float
 
-    def __init__(self, core: Core, timeout: float, commits: bool) -> None:
+    def __init__(
+        self,
+        core: Core,
+        timeout: float,
+        commits: bool,
+        deadline: float = math.inf,
+    ) -> None:
         self.core = core
         self.timeout = timeout
         self.commits = commits
+        self.deadline = deadline
 
 
 class Lease:
@@ -467,6 +505,17 @@ class Lease:
         """
         return self._terms.core.house.transaction(self, **options)
 
+    def cancel(self, timeout: Any = 1.0) -> None:
+        """Have the server stop what this connection runs, from any thread.
+
+        The statement then raises in the thread that runs it (SQLSTATE 57014); nothing
+        happens when none runs. Returns when the server has been told, after *timeout*
+        seconds at most; a connection of which that is not certain (behind a pooler it
+        never is) is closed at its release. Raises ``ConnectionReleased``, and
+        ``TimeoutError`` or the driver's error if the server could not be told.
+        """
+        self._terms.core.house.cancel(self, _checked_seconds("timeout", timeout, TRY))
+
     @property
     def driver_connection(self) -> Any:
         """The driver's connection itself, for code that needs the very object."""
@@ -504,7 +553,7 @@ class Lease:
         delattr(self._held().conn, name)
 
     def __dir__(self) -> list[str]:
-        own = ["close", "driver_connection", "release", "transaction"]
+        own = ["cancel", "close", "driver_connection", "release", "transaction"]
         return sorted({*own, *dir(self._held().conn)})
 
     def __repr__(self) -> str:
@@ -715,7 +764,7 @@ class Core(Mutexed):
         self._idle = Entry(NO_ENTRY.state, -1, 0.0)
         self._idle.below = self._idle.above = self._idle
         # Older than everybody, so that a search for one's place ends there.
-        self._queue = Waiter(0, 0, None, -1, -math.inf, None)
+        self._queue = Waiter(0, 0, None, -1, -math.inf, math.inf, None)
         self._queue.before = self._queue.after = self._queue
 
     # -- settings and phases ---------------------------------------------------
@@ -936,6 +985,7 @@ class Core(Mutexed):
         entry: Entry
         lasti: int = -1
         since: float = -1.0
+        until: float = lease._terms.deadline
         now: float = coarse() if self.clock is None else self.clock()
         thread: int = ident()
         code = None
@@ -947,10 +997,13 @@ class Core(Mutexed):
             lasti = frame.f_lasti
         except (AttributeError, ValueError):
             pass  # called by no Python code: the first function of a raw thread
+        if until != NEVER:
+            until += monotonic()
         while self._take(lease, now, thread, code, lasti) or self._queue_up(
-            lease, timeout, tries, since, thread, code, lasti
+            lease, timeout, until, tries, since, thread, code, lasti
         ):
             entry = lease._entry
+            entry.state.deadline = until
             if (
                 entry.due > now
                 and not self.vets
@@ -1076,7 +1129,7 @@ class Core(Mutexed):
         if entry.expires < due:
             due = entry.expires
         since = now if returned else entry.since
-        if state.flags != 0 or (self.settles and returned):
+        if state.flags != 0 or state.stray != 0 or (self.settles and returned):
             verdict = UNSETTLED
         elif entry.generation != self.generation:
             verdict = STALE
@@ -1143,32 +1196,39 @@ class Core(Mutexed):
         self,
         lease: Lease,
         timeout: float,
+        deadline: float,
         tries: bool,
         since: float,
         thread: int,
         code: object,
         lasti: int,
     ) -> bool:
-        """Wait in line until a connection is given, or *timeout* seconds. The
-        caller has been here since *since*, or, negative, has just come. False
-        only when it *tries*."""
+        """Wait in line until a connection is given, for *timeout* seconds or until
+        *deadline*. The caller has been here since *since*, or, negative, has just
+        come. False only when it *tries*."""
         waiter: Waiter
         verdict: int
+        limit: float
         again: bool = since >= 0
         if timeout < 0:
             timeout = self.timeout
         if not again:
             since = self.now()
         while True:
-            self.house.queueing()
+            limit = min(deadline, self.house.queueing())
+            if limit != math.inf:  # it is on that clock; the core may have another
+                limit += self.now() - monotonic()
             lock = _thread.allocate_lock()
             lock.acquire()
-            waiter = Waiter(token(lease), thread, code, lasti, since, lock.release, since + timeout)
-            verdict = self._wait(lease, waiter, lock, timeout, again)
+            waiter = Waiter(
+                token(lease), thread, code, lasti, since, min(since + timeout, limit), lock.release
+            )
+            verdict = self._wait(lease, waiter, lock, timeout <= 0, again)
             if waiter.status == ASSIGNED:
                 return True
             elif verdict == JOINED and waiter.status == AWAY:
-                raise self.house.refusal("timeout", timeout, self.now() - since, None)
+                kind = "deadline" if limit < since + timeout else "timeout"
+                raise self.house.refusal(kind, timeout, self.now() - since, None)
             elif verdict == REFUSED or waiter.error is not None:
                 raise self.house.refusal("connect", timeout, 0.0, waiter.error)
             elif verdict == JOINED:
@@ -1193,7 +1253,7 @@ class Core(Mutexed):
         lease: Lease,
         waiter: Waiter,
         lock: Any,
-        timeout: float,
+        tries: bool,
         again: bool,
     ) -> int:
         """Join, wait, leave; how it ended is in *waiter*, if it could join."""
@@ -1203,7 +1263,7 @@ class Core(Mutexed):
         _set_entry(lease, NO_ENTRY)
         _set_waiter(lease, waiter)
         try:
-            verdict = self._join(waiter, self._coarse(), timeout <= 0, again)
+            verdict = self._join(waiter, self._coarse(), tries, again)
             if verdict == JOINED:
                 if self.deficit() > 0:
                     self.house.wanted()
@@ -1333,6 +1393,7 @@ class Core(Mutexed):
         if (
             entry.holder != HOUSE
             or entry.state.flags != 0
+            or entry.state.stray != 0
             or entry.generation != self.generation
             or self.connecting + self.held + self.idle + self.leased > self.max_size
             or self._queue.after is not self._queue
@@ -1431,6 +1492,21 @@ class Core(Mutexed):
         self.entries.discard(entry)
         return True
 
+    def begin_cancel(self, lease: Lease) -> Entry:
+        """The entry of *lease*, which nobody else gets before the cancel request
+        that is to follow has ended: :meth:`State.cancelled`."""
+        entry: Entry = lease._entry
+        if not self._begin_cancel(entry, token(lease)):
+            raise ConnectionReleased("the connection was given back to the pool")
+        return entry
+
+    @section
+    def _begin_cancel(self, entry: Entry, holder: int) -> bool:
+        if entry.holder != holder:
+            return False
+        entry.state.stray += 1
+        return True
+
     def _lost(self, entry: Entry, waiter: Waiter, mine: int) -> None:
         """A lease died that held, or awaited, a connection. Runs in a finalizer:
         does no I/O, and is safe inside any other operation of its thread."""
@@ -1509,13 +1585,25 @@ def _nap() -> None:
     nap()
 
 
-def _checked_timeout(timeout: Any) -> float:
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not timeout >= 0:
-        raise ConfigError(
-            f"timeout: expected seconds >= 0 (0 = try, math.inf = no limit), not {timeout!r}",
-            setting="timeout",
-        )
-    return timeout
+TRY = "try"
+OVER = "already over"
+
+
+def _checked_seconds(name: str, value: Any, zero: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+        raise not_seconds(name, value, zero)
+    return value
+
+
+def _terms(usual: Terms, timeout: object, deadline: object) -> Terms:
+    """*usual*, but for what one call says."""
+    limit: float = usual.timeout
+    whole: float = usual.deadline
+    if timeout is not None:
+        limit = _checked_seconds("timeout", timeout, TRY)
+    if deadline is not None:
+        whole = _checked_seconds("deadline", deadline, OVER)
+    return Terms(usual.core, limit, usual.commits, whole)
 
 
 class Checkout:
@@ -1530,13 +1618,16 @@ class Checkout:
     _block: Terms
     _plain: Terms
 
-    def __init__(self, core: Core, timeout: Any = None) -> None:
-        limit: float = -1.0 if timeout is None else _checked_timeout(timeout)
+    def __init__(self, core: Core, timeout: Any = None, deadline: Any = None) -> None:
+        limit: float = -1.0 if timeout is None else _checked_seconds("timeout", timeout, TRY)
+        whole: float = math.inf
+        if deadline is not None:
+            whole = _checked_seconds("deadline", deadline, OVER)
         self._core = core
-        self._block = Terms(core, limit, True)
-        self._plain = Terms(core, limit, False)
+        self._block = Terms(core, limit, True, whole)
+        self._plain = Terms(core, limit, False, whole)
 
-    def connection(self, timeout: Any = None) -> Any:
+    def connection(self, timeout: Any = None, deadline: Any = None) -> Any:
         """A connection for one ``with`` block.
 
         Waits at most *timeout* seconds (default: the pool's ``timeout``;
@@ -1544,27 +1635,32 @@ class Checkout:
         if a transaction is open, one that raises is **rolled back**; either way
         the connection goes back to the pool.
 
-        Raises ``PoolTimeout``, ``TooManyRequests``, ``PoolClosed``, or
-        ``ConnectFailed``; ``TransactionAborted`` when the block ends well in a
-        transaction that the server has aborted already.
-        """
-        if timeout is None:
-            return _lease(self._block)
-        return _lease(Terms(self._core, _checked_timeout(timeout), True))
+        *deadline*, in seconds from now, bounds the wait and every statement of the
+        block together. A statement that runs when it passes is cancelled, and raises
+        ``DeadlineExceeded`` unless its answer comes all the same; none is sent after
+        it. COMMIT and ROLLBACK are never cancelled: a transaction whose deadline has
+        passed is rolled back instead of committed, and one whose COMMIT got no answer
+        in time raises with ``outcome="unknown"``. See also :class:`fastpool.deadline`.
 
-    def acquire(self, timeout: Any = None) -> Any:
+        Raises ``PoolTimeout``, ``DeadlineExceeded``, ``TooManyRequests``,
+        ``PoolClosed``, or ``ConnectFailed``; ``TransactionAborted`` when the block
+        ends well in a transaction that the server has aborted already.
+        """
+        if timeout is None and deadline is None:
+            return _lease(self._block)
+        return _lease(_terms(self._block, timeout, deadline))
+
+    def acquire(self, timeout: Any = None, deadline: Any = None) -> Any:
         """A connection, until it is given back: ``lease.release()``.
 
-        Waits as :meth:`connection` does and raises the same. Releasing rolls an
-        open transaction back; nothing is committed for you.
+        Waits as :meth:`connection` does, with the same limits, and raises the same.
+        Releasing rolls an open transaction back; nothing is committed for you.
         """
-        lease: Lease
-        if timeout is None:
-            lease = _lease(self._plain)
-            self._core._checkout(lease, self._plain.timeout, False)
-        else:
-            lease = _lease(self._plain)
-            self._core._checkout(lease, _checked_timeout(timeout), False)
+        terms: Terms = self._plain
+        if timeout is not None or deadline is not None:
+            terms = _terms(terms, timeout, deadline)
+        lease: Lease = _lease(terms)
+        self._core._checkout(lease, terms.timeout, False)
         return lease
 
     def try_acquire(self) -> Any:

@@ -24,7 +24,13 @@ from ._turnaround import Transaction, Turnaround
 from .config import PoolConfig
 from .conninfo import ConnInfo
 from .drivers.base import Driver
-from .errors import PoolClosed, PoolTimeout, TooManyRequests, TransactionAborted
+from .errors import (
+    DeadlineExceeded,
+    PoolClosed,
+    PoolTimeout,
+    TooManyRequests,
+    TransactionAborted,
+)
 from .stats import Holder, PoolStats
 
 __all__ = ["House"]
@@ -55,6 +61,7 @@ class House:
         self.settle = self.turnaround.settle
         self.finish = self.turnaround.finish
         self.queueing = self.turnaround.queueing
+        self.cancel = self.turnaround.cancel
         self.wanted = self.opener.wake
         self.disposed = self.keeper.wake
         self.core.house = self
@@ -198,6 +205,14 @@ class House:
         if holders:
             why += f"; held by: {'; '.join(map(str, holders[:_NAMED]))}"
             why += f" and {len(holders) - _NAMED} more" if len(holders) > _NAMED else ""
+        if kind == "deadline":
+            exceeded = DeadlineExceeded(
+                f"pool {self.name!r}: no connection before the deadline, after {waited:.3g} s "
+                f"({numbers}){why}",
+                outcome="not_sent",
+            )
+            exceeded.__cause__ = cause
+            return exceeded
         exhausted = PoolTimeout(
             f"pool {self.name!r}: no connection within {timeout:g} s ({numbers}){why}",
             timeout=timeout,

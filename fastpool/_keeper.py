@@ -309,7 +309,7 @@ class Keeper:
             if entry.due - limit / 2 > now:
                 rest = min(rest, entry.due - limit / 2 - now)
             elif entry.expires > now and self._core.hold(entry):
-                reason = self._turnaround.examine(entry)
+                reason = self._turnaround.examine(entry, self.config.ping_timeout)
                 if reason is None:
                     self._core.put_below(entry)
                 else:

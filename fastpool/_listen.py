@@ -17,6 +17,7 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from . import _deadline
 from ._impl import State
 from .drivers.base import hang_up
 from .errors import PoolClosed
@@ -59,18 +60,20 @@ class Listener:
     def get(self, timeout: float | None = None) -> Notification:
         """The next notification, in the order they were sent.
 
-        Waits at most *timeout* seconds (``None``: no limit), then raises
-        ``TimeoutError``. Raises ``PoolClosed`` once the listener or its pool is
-        closed, ``ConnectFailed`` if the server refuses for good.
+        Waits at most *timeout* seconds (``None``: no limit), and no longer than a
+        ``fastpool.deadline`` around, then raises ``TimeoutError``. Raises ``PoolClosed``
+        once the listener or its pool is closed, ``ConnectFailed`` if the server refuses
+        for good.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
+        deadline = min(deadline, _deadline.current())
         while not self._received:
             if self._closed or self._house.core.phase == 2:
                 self.close()
                 raise PoolClosed(f"the listener on {self.channel!r} is closed")
             left = deadline - time.monotonic()
             if left <= 0:
-                message = f"no notification on {self.channel!r} within {timeout:g} s"
+                message = f"no notification on {self.channel!r} within the time given"
                 raise TimeoutError(message) from self._error
             self._receive(min(left, _SLICE))
         return self._received.popleft()

@@ -331,6 +331,7 @@ class Opener:
             or self._name
         )
         params["session_settings"] = dict(config.session_settings)
+        params["cancel_budget"] = config.cancel_budget
         if self._hosts.asks_password:
             ask = params["password"]
             params["password"] = self._turnaround.call("password", lambda _: ask(), None)

@@ -13,12 +13,15 @@ Everything runs in the thread of the caller, outside the core.
 from __future__ import annotations
 
 import logging
+import math
 import select
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
+from . import _deadline
 from ._impl import Core, Entry, Lease, State
 from ._liveness import Liveness
 from .config import PoolConfig
@@ -33,7 +36,7 @@ from .drivers.base import (
     TRANSACTION,
     Driver,
 )
-from .errors import PoolError, TransactionAborted
+from .errors import DeadlineExceeded, PoolError, TransactionAborted
 
 __all__ = ["DEAD", "Isolation", "Transaction", "Turnaround", "transaction_modes"]
 
@@ -50,8 +53,9 @@ DEAD = (
 )
 
 
-_ROLLBACK = 5.0
-"""Seconds that a return waits for its rollback; then the connection is given up."""
+_ANSWER = 5.0
+"""Seconds that a return waits for its rollback and its reset, each, where no deadline
+shortens that; then the connection is given up."""
 
 
 class Turnaround:
@@ -71,16 +75,20 @@ class Turnaround:
         self.config = config
         self.name = name
         self._hooking = threading.local()
+        # Notified when a cancel request has ended.
+        self._cancels = threading.Condition()
 
     # -- checkout --------------------------------------------------------------
 
-    def queueing(self) -> None:
-        """A hook that waits for its own pool may wait for itself."""
+    def queueing(self) -> float:
+        """The deadline in force. A hook that waits for its own pool may wait for
+        itself."""
         if getattr(self._hooking, "hook", None):
             raise PoolError(
                 f"pool {self.name!r}: the {self._hooking.hook} hook asked its own pool "
                 "for a connection; use the one it was given"
             )
+        return _deadline.current()
 
     def admit(self, entry: Entry) -> str | None:
         """``None`` when the connection may be handed out, else why not."""
@@ -95,7 +103,10 @@ class Turnaround:
             self.liveness.lost(entry)
             return "dead"
         if self.config.check and (events or entry.due <= now or self.config.check == "ping"):
-            reason = self.examine(entry)
+            left = self.left(entry)
+            if left <= 0:
+                raise DeadlineExceeded("the deadline passed", outcome="not_sent")
+            reason = self.examine(entry, min(self.config.ping_timeout, left))
             if reason is not None:
                 return reason
         hook = self.config.before_acquire
@@ -115,11 +126,11 @@ class Turnaround:
         ready = poller.poll(0)
         return ready[0][1] if ready else 0
 
-    def examine(self, entry: Entry) -> str | None:
-        """One round trip. ``None``: alive, clean, and its server still of the kind
-        that is wanted; else why it is to be closed."""
+    def examine(self, entry: Entry, timeout: float) -> str | None:
+        """One round trip in *timeout* seconds. ``None``: alive, clean, and its server
+        still of the kind that is wanted; else why it is to be closed."""
         try:
-            self.driver.ping(entry.conn, self.config.ping_timeout)
+            self.driver.ping(entry.conn, timeout)
             # What the server had to tell meanwhile is no user's doing.
             return self.settle_flags(entry) or self._check_role(entry)
         except Exception as error:
@@ -139,15 +150,20 @@ class Turnaround:
     def settle(self, entry: Entry) -> str | None:
         """``None`` when the connection may go back, clean, else why not."""
         try:
-            reason = self.settle_flags(entry) or self._reset(entry)
-            if reason is None and self.config.after_release is not None:
-                with self.hook("after_release", entry.conn, entry.state):
-                    kept = self.config.after_release(entry.conn)
-                reason = self.settle_flags(entry) if kept else "after_release"
+            reason = self.settle_flags(entry)
+            with self._own_time(entry):
+                reason = reason or self._reset(entry)
+                if reason is None and self.config.after_release is not None:
+                    with self.hook("after_release", entry.conn, entry.state):
+                        kept = self.config.after_release(entry.conn)
+                    reason = self.settle_flags(entry) if kept else "after_release"
+            return reason or self._settle_cancels(entry)
+        except TimeoutError:
+            log.warning("pool %r: a returned connection was not reset in time", self.name)
+            return "reset"
         except Exception:
             log.exception("pool %r: a returned connection could not be reset", self.name)
             return "reset"
-        return reason
 
     def settle_flags(self, entry: Entry) -> str | None:
         """Undo what the flags tell of, as the ``reset`` setting says."""
@@ -160,7 +176,7 @@ class Turnaround:
             self.liveness.misfit(entry)
             return "role"
         if state.flags & TRANSACTION:
-            self.driver.control(entry.conn, "ROLLBACK", _ROLLBACK)
+            self.rollback(entry)
         if state.flags & SESSION:
             if self.config.reset == "smart":
                 self._discard(entry)
@@ -183,7 +199,7 @@ class Turnaround:
         return None
 
     def _discard(self, entry: Entry) -> None:
-        self.driver.discard(entry.conn)
+        self.driver.discard(entry.conn, self._patience(entry))
         self.prepare(entry.conn, entry.state)
 
     def prepare(self, conn: Any, state: State) -> None:
@@ -208,22 +224,76 @@ class Turnaround:
             if flags & TRANSACTION:
                 raise _lost()
         elif flags & FAILED:
-            self.driver.control(entry.conn, "ROLLBACK")
+            self.rollback(entry)
             raise _aborted()
         elif flags & TRANSACTION:
             self.commit(entry)
 
     def commit(self, entry: Entry) -> None:
-        """COMMIT; an answer that never came is said to be unknown."""
+        """COMMIT, in what time is left; an answer that never came is said to be
+        unknown. With no time left, ROLLBACK."""
+        left = self.left(entry)
+        if left <= 0:
+            self.rollback(entry)
+            raise DeadlineExceeded(
+                "the deadline passed before the COMMIT: the transaction was rolled back",
+                outcome="not_sent",
+            )
         try:
-            self.driver.control(entry.conn, "COMMIT")
+            self.driver.control(
+                entry.conn, "COMMIT", None if left == math.inf else left + self.config.cancel_budget
+            )
         except Exception as error:
             if entry.state.flags & (DIRTY | CLOSED):
-                raise TransactionAborted(
-                    "COMMIT was sent, but no answer came: it may have been done or not",
-                    outcome="unknown",
-                ) from error
+                message = "COMMIT was sent, but no answer came: it may have been done or not"
+                unknown: type[DeadlineExceeded | TransactionAborted] = TransactionAborted
+                if isinstance(error, TimeoutError):
+                    unknown, message = DeadlineExceeded, f"the deadline passed; {message}"
+                raise unknown(message, outcome="unknown") from error
             raise
+
+    def rollback(self, entry: Entry, sql: str = "ROLLBACK") -> None:
+        """*sql*, whatever the deadline says, but not much longer than that."""
+        self.driver.control(entry.conn, sql, self._patience(entry))
+
+    # -- deadlines and cancel requests -----------------------------------------
+
+    @staticmethod
+    def left(entry: Entry) -> float:
+        """Seconds until the deadline in force; 0 and less: it has passed."""
+        until = min(entry.state.deadline, _deadline.current())
+        return until if until == math.inf else until - time.monotonic()
+
+    def _patience(self, entry: Entry) -> float:
+        """Seconds to wait for what a connection needs to be of use again."""
+        return min(_ANSWER, max(self.left(entry), 0.0) + self.config.cancel_budget)
+
+    @staticmethod
+    @contextmanager
+    def _own_time(entry: Entry) -> Iterator[None]:
+        """What follows belongs to the next user: the last one's deadline is no limit."""
+        entry.state.deadline = math.inf
+        with _deadline.lifted():
+            yield
+
+    def cancel(self, lease: Lease, timeout: float) -> None:
+        """What ``lease.cancel()`` does."""
+        entry = self.core.begin_cancel(lease)
+        proven = False
+        try:
+            proven = self.driver.cancel(entry.conn, time.monotonic() + timeout)
+        finally:
+            with self._cancels:
+                entry.state.cancelled(proven)
+                self._cancels.notify_all()
+
+    def _settle_cancels(self, entry: Entry) -> str | None:
+        """Wait until no cancel request can hit the next user's statement."""
+        state = entry.state
+        if state.stray:
+            with self._cancels:
+                self._cancels.wait_for(lambda: state.stray <= 0, self.config.cancel_budget)
+        return "cancelled" if state.stray else None
 
     def transaction(self, lease: Lease, **options: Any) -> Transaction:
         """The context manager behind ``lease.transaction()``."""
@@ -345,12 +415,12 @@ class Transaction:
         flags = entry.state.flags
         if flags & (BUSY | DIRTY | CLOSED) or not flags & TRANSACTION:
             return  # the release closes it, or the user has ended it
-        control = self._turnaround.driver.control
+        rollback = self._turnaround.rollback
         if self._savepoint:
-            control(entry.conn, f"ROLLBACK TO SAVEPOINT {self._savepoint}")
-            control(entry.conn, f"RELEASE SAVEPOINT {self._savepoint}")
+            rollback(entry, f"ROLLBACK TO SAVEPOINT {self._savepoint}")
+            rollback(entry, f"RELEASE SAVEPOINT {self._savepoint}")
         else:
-            control(entry.conn, "ROLLBACK")
+            rollback(entry)
 
 
 def _aborted() -> TransactionAborted:

@@ -296,6 +296,10 @@ class PoolConfig:
     ping_timeout: float = _setting(1.0, _seconds())
     """Seconds after which an unanswered ping means that the connection is dead."""
 
+    cancel_budget: float = _setting(0.25, _seconds())
+    """Seconds after a deadline that its cancel request may take and the statement's
+    answer may still come; then the connection is given up."""
+
     reset: Literal["smart", "rollback", "discard"] | Callable[[Any], object] = _setting(
         "smart", _one_of("smart", "rollback", "discard", function="a function of the connection")
     )

@@ -129,6 +129,14 @@ class ConfigError(PoolError, ValueError):
         """The setting, parameter or variable that is wrong, where it is one."""
 
 
+def not_seconds(name: str, value: object, zero: str) -> ConfigError:
+    """The error for an argument that is no time limit; *zero* says what 0 means."""
+    return ConfigError(
+        f"{name}: expected seconds >= 0 (0 = {zero}, math.inf = no limit), not {value!r}",
+        setting=name,
+    )
+
+
 for _name in __all__:
     # Tracebacks and pickles name the public place.
     globals()[_name].__module__ = "fastpool"

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 
         @property
         def driver_connection(self) -> ConnT: ...
+        def cancel(self, timeout: float = 1.0) -> None: ...
         def release(self) -> None: ...
         def close(self) -> None: ...
         def transaction(
@@ -74,16 +75,25 @@ class PoolView(Checkout, Generic[ConnT]):
 
     if TYPE_CHECKING:
         # Inherited from the core, which cannot know the connection's class.
-        def connection(self, timeout: float | None = None) -> AbstractContextManager[ConnT]: ...
-        def acquire(self, timeout: float | None = None) -> Lease[ConnT]: ...
+        def connection(
+            self, timeout: float | None = None, deadline: float | None = None
+        ) -> AbstractContextManager[ConnT]: ...
+        def acquire(
+            self, timeout: float | None = None, deadline: float | None = None
+        ) -> Lease[ConnT]: ...
         def try_acquire(self) -> Lease[ConnT] | None: ...
 
-    def within(self, *, timeout: float | None = None) -> PoolView[ConnT]:
-        """The same pool, with another limit for the calls made through it.
+    def within(
+        self, *, timeout: float | None = None, deadline: float | None = None
+    ) -> PoolView[ConnT]:
+        """The same pool, with other limits for the calls made through it.
 
-        *timeout*: seconds to wait for a connection where a call names none.
+        Both are seconds, where a call names none: *timeout* for the wait, *deadline*
+        for all that the call does, as in :meth:`connection`::
+
+            pool.within(deadline=0.5).run("SELECT ...")
         """
-        view: PoolView[ConnT] = PoolView(self._core, timeout)
+        view: PoolView[ConnT] = PoolView(self._core, timeout, deadline)
         view._house = self._house
         view._pool = self
         return view
@@ -112,6 +122,7 @@ class PoolView(Checkout, Generic[ConnT]):
     def transaction(
         self,
         timeout: float | None = None,
+        deadline: float | None = None,
         *,
         isolation: Isolation | None = None,
         read_only: bool | None = None,
@@ -119,7 +130,7 @@ class PoolView(Checkout, Generic[ConnT]):
     ) -> AbstractContextManager[ConnT]:
         """A connection with a transaction open: BEGIN .. COMMIT, or ROLLBACK.
 
-        *timeout* as in :meth:`connection`. *isolation* is ``"read committed"``,
+        *timeout* and *deadline* as in :meth:`connection`. *isolation* is ``"read committed"``,
         ``"repeatable read"`` or ``"serializable"``; see the PostgreSQL manual,
         "SET TRANSACTION".
         """
@@ -129,7 +140,7 @@ class PoolView(Checkout, Generic[ConnT]):
             "read_only": read_only,
             "deferrable": deferrable,
         }
-        return _PoolTransaction(self, timeout, options)
+        return _PoolTransaction(self, (timeout, deadline), options)
 
     def retry(self, policy: RetryPolicy | None = None) -> Retrying:
         """The same calls, tried again as *policy* says (default: three attempts)::
@@ -188,14 +199,17 @@ class _PoolTransaction(Generic[ConnT]):
     """``pool.transaction()``: a lease, and a transaction on it."""
 
     def __init__(
-        self, pool: PoolView[ConnT], timeout: float | None, options: dict[str, Any]
+        self,
+        pool: PoolView[ConnT],
+        limits: tuple[float | None, float | None],
+        options: dict[str, Any],
     ) -> None:
         self._pool = pool
-        self._timeout = timeout
+        self._limits = limits
         self._options = options
 
     def __enter__(self) -> ConnT:
-        self._lease = self._pool.acquire(self._timeout)
+        self._lease = self._pool.acquire(*self._limits)
         try:
             self._transaction = self._lease.transaction(**self._options)
             conn: ConnT = self._transaction.__enter__()
@@ -380,7 +394,8 @@ class Pool(PoolView[ConnT]):
         """Change settings while the pool works; all of them, or none.
 
         What concerns new connections only (``session_settings``,
-        ``application_name``, ``connect_timeout``) leaves the present ones alone:
+        ``application_name``, ``connect_timeout``) leaves the present ones alone, and
+        so does ``cancel_budget`` for their statements:
         :meth:`drain` renews them. Raises ``ConfigError``, then nothing changed.
         """
         self._house.reconfigure(self.config.replace(**settings))

@@ -28,6 +28,7 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
+from . import _deadline
 from .errors import ConfigError, ConnectFailed, DeadlineExceeded, PoolError, TransactionAborted
 
 __all__ = [
@@ -253,7 +254,8 @@ class RetryPolicy:
     :func:`may_have_run`."""
     deadline: float | None = None
     """On ``time.monotonic()``: no wait that would last until then is begun, the
-    error is raised instead. See :meth:`until`."""
+    error is raised instead. See :meth:`until`. The deadline of a
+    ``with fastpool.deadline(...)`` around counts as well."""
     retry_on: Callable[[Exception], bool] = is_retryable
     """Which errors are worth another attempt. Cannot make a repetition unsafe:
     that takes ``idempotent``."""
@@ -347,7 +349,8 @@ class RetryPolicy:
             reason = "it was the last"
         else:
             pause = self.wait(number)
-            if self.deadline is None or self.clock() + pause < self.deadline:
+            in_time = self.deadline is None or self.clock() + pause < self.deadline
+            if in_time and time.monotonic() + pause < _deadline.current():
                 log.info("%s (%s); the next follows in %.3f s", failed, _kind(error), pause)
                 return pause
             reason = "the deadline comes before the next"

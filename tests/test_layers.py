@@ -19,7 +19,7 @@ import pytest
 # import from the rows below its own, and within itself.
 LAYERS = (
     ("errors",),
-    ("_runtime", "config", "stats"),
+    ("_deadline", "_runtime", "config", "stats"),
     ("sizing",),
     ("conninfo", "drivers"),
     ("_core", "_core_py", "_hosts", "retry"),

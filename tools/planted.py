@@ -858,6 +858,157 @@ DRIVER = [
     ),
 ]
 
+DEADLINE = "fastpool/_deadline.py"
+RETRY = "fastpool/retry.py"
+POOL_TESTS = "tests/pool/test_deadlines.py::"
+SERVER_TESTS = "tests/integration/test_deadlines.py::"
+
+DEADLINES = [
+    Mutant(
+        "deadline-ends-with-the-wait",
+        CORE,
+        "            entry.state.deadline = until\n",
+        "            entry.state.deadline = math.inf\n",
+        POOL_TESTS + "test_a_deadline_counts_from_the_checkout",
+    ),
+    Mutant(
+        "deadline-does-not-bound-the-wait",
+        CORE,
+        "min(since + timeout, limit)",
+        "since + timeout",
+        POOL_TESTS + "test_the_wait_ends_with_the_deadline",
+    ),
+    Mutant(
+        "inner-deadline-may-be-later",
+        DEADLINE,
+        "_current.set(min(current(), time.monotonic() + self._seconds))",
+        "_current.set(time.monotonic() + self._seconds)",
+        POOL_TESTS + "test_inner_ones_only_shorten",
+    ),
+    Mutant(
+        "commit-after-the-deadline",
+        TURNAROUND,
+        """\
+        if left <= 0:
+            self.rollback(entry)
+""",
+        """\
+        if left == -math.inf:
+            self.rollback(entry)
+""",
+        POOL_TESTS + "test_too_late_to_commit_is_rolled_back",
+    ),
+    Mutant(
+        "commit-waits-for-ever",
+        TURNAROUND,
+        "None if left == math.inf else left + self.config.cancel_budget",
+        "None",
+        POOL_TESTS + "test_a_commit_without_an_answer_is_unknown",
+    ),
+    Mutant(
+        "return-outlasts-the-deadline",
+        TURNAROUND,
+        "return min(_ANSWER, max(self.left(entry), 0.0) + self.config.cancel_budget)",
+        "return _ANSWER",
+        POOL_TESTS + "test_a_return_does_not_outlast_the_deadline",
+    ),
+    Mutant(
+        "hooks-at-return-are-late",
+        TURNAROUND,
+        """\
+        with _deadline.lifted():
+            yield
+""",
+        """\
+        yield
+""",
+        POOL_TESTS + "test_hooks_at_return_have_their_own_time",
+    ),
+    Mutant(
+        "too-late-to-ask-is-dead",
+        TURNAROUND,
+        """\
+            if left <= 0:
+                raise DeadlineExceeded""",
+        """\
+            if left == -math.inf:
+                raise DeadlineExceeded""",
+        POOL_TESTS + "test_with_no_time_left_nothing_is_checked",
+    ),
+    Mutant(
+        "retry-sleeps-past-the-deadline",
+        RETRY,
+        "if in_time and time.monotonic() + pause < _deadline.current():",
+        "if in_time:",
+        POOL_TESTS + "test_retries_respect_it",
+    ),
+    Mutant(
+        "cancel-of-a-released-lease",
+        CORE,
+        """\
+            if entry.holder != holder:
+                return False
+            entry.state.stray += 1
+""",
+        """\
+            entry.state.stray += 1
+""",
+        POOL_TESTS + "test_a_released_lease_cancels_nobody",
+    ),
+    Mutant(
+        "handed-on-with-a-cancel-under-way",
+        CORE,
+        "if state.flags != 0 or state.stray != 0 or (self.settles and returned):",
+        "if state.flags != 0 or (self.settles and returned):",
+        POOL_TESTS + "test_nobody_gets_it_before_the_cancel_has_ended",
+    ),
+    Mutant(
+        "cancel-counts-as-done",
+        TURNAROUND,
+        "entry.state.cancelled(proven)",
+        "entry.state.cancelled(True)",
+        POOL_TESTS + "test_lost_sight_of_is_closed",
+    ),
+    Mutant(
+        "late-statement-is-not-cancelled",
+        WIRE,
+        "drive(self._cancelling(), now + self._cancel_budget / 2)",
+        "pass",
+        SERVER_TESTS + "test_a_statement_is_cancelled_in_time",
+    ),
+    Mutant(
+        "late-commit-is-cancelled",
+        WIRE,
+        """\
+        if _END.match(context.statement or ""):
+            return
+""",
+        "",
+        SERVER_TESTS + "test_a_commit_is_never_cancelled",
+    ),
+    Mutant(
+        "limit-outlives-its-statement",
+        WIRE,
+        "            sock.limit = sock.overtime = None\n",
+        "            sock.overtime = None\n",
+        SERVER_TESTS + "test_a_deadline_ends_with_its_block",
+    ),
+    Mutant(
+        "late-rollback-is-refused",
+        WIRE,
+        """if time.monotonic() >= context.limit and not _UNDO.match(context.statement or ""):""",
+        "if time.monotonic() >= context.limit:",
+        SERVER_TESTS + "test_a_late_block_is_rolled_back",
+    ),
+    Mutant(
+        "copy-outlasts-the-deadline",
+        WIRE,
+        "if context.overtime:  # the server",
+        "if False:  # the server",
+        SERVER_TESTS + "test_copy_under_a_deadline",
+    ),
+]
+
 FAILOVER = [
     Mutant(
         "second-proof-may-be-the-first-again",
@@ -1011,4 +1162,14 @@ FAILOVER = [
     ),
 ]
 
-MUTANTS = [*WAITING, *CHECKOUT, *RETURN, *SLOTS, *DIALLING, *SETTINGS, *DRIVER, *FAILOVER]
+MUTANTS = [
+    *WAITING,
+    *CHECKOUT,
+    *RETURN,
+    *SLOTS,
+    *DIALLING,
+    *SETTINGS,
+    *DRIVER,
+    *DEADLINES,
+    *FAILOVER,
+]

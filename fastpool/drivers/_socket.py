@@ -3,7 +3,10 @@
 pg8000 talks through the file that ``makefile()`` gives it. Both socket classes
 here give one over :class:`_Raw`, which honours the socket's ``limit``: every
 read and write is held to that one moment, so a server that drips a byte now and
-then gains no time. No private part of pg8000 or of ``socket`` is touched.
+then gains no time. What is to be done when it passes, ``overtime``, is done right
+there, in the thread that waits, and then the read goes on: an exception would lose
+what the buffer above has read so far. No private part of pg8000 or of ``socket`` is
+touched.
 
 Dialling never blocks: :func:`dial` is a generator that yields what it waits for.
 :func:`drive` runs it under a deadline; closing a connection, which must not block
@@ -89,19 +92,22 @@ class _Raw(io.RawIOBase):
 
     def _bounded(self, operation: Callable[[Any], int], buffer: Any) -> int:
         sock = self._sock
-        assert sock.limit is not None
-        left = sock.limit - time.monotonic()
-        if left <= 0:  # settimeout(0) would mean "do not block", not "too late"
-            raise LimitPassed("the time limit of this connection has passed")
-        sock.settimeout(left)
-        try:
-            return operation(buffer)
-        except TimeoutError as error:
-            if error.errno is not None:  # TCP_USER_TIMEOUT: the peer is gone
-                raise
-            raise LimitPassed("the time limit of this connection has passed") from None
-        finally:
-            sock.settimeout(None)
+        while True:
+            assert sock.limit is not None
+            left = sock.limit - time.monotonic()
+            if left > 0:  # settimeout(0) would mean "do not block", not "too late"
+                sock.settimeout(left)
+                try:
+                    return operation(buffer)
+                except TimeoutError as error:
+                    if error.errno is not None:  # TCP_USER_TIMEOUT: the peer is gone
+                        raise
+                finally:
+                    sock.settimeout(None)
+            overtime, sock.overtime = sock.overtime, None
+            if overtime is None:
+                raise LimitPassed("the time limit of this connection has passed")
+            overtime()
 
 
 class _Limited:
@@ -109,6 +115,9 @@ class _Limited:
 
     limit: float | None = None
     """On ``time.monotonic()``: later reads and writes raise :class:`LimitPassed`."""
+
+    overtime: Callable[[], object] | None = None
+    """Called once when the limit passes, instead: it sets another one."""
 
     _raw: _Raw | None = None
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import socket
 import struct
@@ -62,7 +63,9 @@ from pg8000.core import (
 )
 from pg8000.exceptions import DatabaseError, InterfaceError
 
-from ._socket import TLS, LimitPassed, Refused, Socket, TLSSocket, stepwise
+from .._deadline import current as deadline
+from ..errors import DeadlineExceeded
+from ._socket import TLS, LimitPassed, Refused, Socket, TLSSocket, drive, stepwise
 from .base import (
     BUSY,
     CLOSED,
@@ -98,6 +101,9 @@ _SESSION_TAGS = frozenset(
 )
 """Command tags of what outlives its transaction, and shows nowhere else; or undoes
 what an ``after_connect`` hook has set."""
+_END = re.compile(r"\s*(commit|end|rollback|abort|prepare\s+transaction)\b", re.IGNORECASE)
+_UNDO = re.compile(r"\s*(rollback|abort)\b", re.IGNORECASE)
+"""What ends a transaction is never cancelled, and what undoes one is always sent."""
 _SET_LOCAL = re.compile(r"\s*set\s+(local|transaction)\b[^;]*;?\s*\Z", re.IGNORECASE)
 """The two that carry the tag SET and do end with the transaction."""
 
@@ -154,6 +160,12 @@ class _Exchange(Context):  # type: ignore[misc]
     stream_error: BaseException | None = None
     """What the caller's COPY stream raised; it goes before the server's complaint."""
     error: BaseException | None
+    limit = math.inf
+    """The deadline, on ``time.monotonic()``."""
+    overtime = False
+    """It has passed, after bytes were sent."""
+    completed = False
+    """A command of it has ended well."""
 
     def take_error(self) -> BaseException | None:
         """The error to raise, forgotten here: its traceback will hold this object."""
@@ -178,8 +190,11 @@ class Connection(CoreConnection):  # type: ignore[misc]
     # The adapters at birth, once a user has registered others.
     _born_adapters: tuple[Any, Any] | None = None
     _born_statements: frozenset[bytes] = frozenset()
+    _pooled = False  # behind a pooler: the end of a cancel request proves nothing
     _proved = False  # the server's SCRAM signature was right
     auth: Any = None
+    _cancel_budget = 0.0  # seconds that an answer may come after the deadline
+    _sent: str | None = ""  # the statement of an exchange that has not ended
     _tls: TLS | None = None
     _redial: functools.partial[Generator[Wait, None, Socket | TLSSocket]]
 
@@ -207,12 +222,57 @@ class Connection(CoreConnection):  # type: ignore[misc]
     def _exchange(self, context: _Exchange, message: bytes, serial: int = 0) -> _Exchange:
         """Send *message* and read its whole answer, for the lease of *serial*."""
         self._state.enter(serial)
-        return self._converse(context, message)
+        return self._timed(context, message)
+
+    def _timed(self, context: _Exchange, message: bytes) -> _Exchange:
+        """Under the deadline, where there is one."""
+        limit = min(self._state.deadline, deadline())
+        if limit == math.inf:
+            return self._converse(context, message)
+        context.limit = limit
+        try:
+            return self._converse(context, message)
+        except LimitPassed as error:
+            raise DeadlineExceeded(
+                "the deadline passed while a statement ran, and no answer came within "
+                f"{self._cancel_budget:g} s: it may have been done or not",
+                outcome="unknown",
+            ) from error
+        except DatabaseError as error:
+            if not context.overtime or error.args[0].get("C") != "57014":
+                raise
+            raise DeadlineExceeded(
+                "the deadline passed while a statement ran; it was cancelled",
+                # After the command's own end, what was cancelled came after its COMMIT.
+                outcome="unknown" if context.completed else "cancelled",
+            ) from error
+
+    def _overtime(self, context: _Exchange) -> None:
+        """The deadline has passed in the middle of an exchange: cancel it and go on
+        reading for a little. If the answer comes after all, it is the answer."""
+        sock = self._usock
+        assert sock is not None
+        context.overtime = True
+        now = time.monotonic()
+        sock.limit = now + self._cancel_budget
+        if _END.match(context.statement or ""):
+            return
+        self._state.cancelling()
+        proven = False
+        try:
+            # Half of it, so that an answer which is there already is read.
+            drive(self._cancelling(), now + self._cancel_budget / 2)
+            proven = not self._pooled
+        except (OSError, InterfaceError):
+            pass  # then the answer decides, if one comes
+        finally:
+            self._state.cancelled(proven)
 
     def _command(self, sql: str, timeout: float | None = None) -> _Exchange:
         """A statement of the pool's own, which may run when no lease is on.
 
-        Raises :class:`LimitPassed` after *timeout* seconds.
+        Raises :class:`LimitPassed` after *timeout* seconds; without one it is under
+        the deadline, as the user's are.
         """
         # ASCII is the same in every encoding, also in those that Python lacks.
         encoding = "ascii" if sql.isascii() else self._client_encoding
@@ -223,7 +283,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
             self._state.leave(self._state.flags | BUSY)
         sock = self._usock
         if timeout is None or sock is None:
-            return self._converse(context, message)
+            return self._timed(context, message)
         sock.limit = time.monotonic() + timeout
         try:
             return self._converse(context, message)
@@ -245,11 +305,17 @@ class Connection(CoreConnection):  # type: ignore[misc]
                     else "connection is out of step with the server: an earlier call was "
                     "interrupted before its answer had been read"
                 )
+            if context.limit != math.inf:
+                self._arm(context)
             after |= DIRTY
+            self._sent = context.statement
             self._send(message)
             self._receive(context)
             after = self._flags()
+            self._sent = ""
         finally:
+            if context.limit != math.inf:
+                self._disarm()
             self._state.leave(after | CLOSED if self._lost else after)
         error = context.take_error()
         if error is not None:
@@ -258,6 +324,22 @@ class Connection(CoreConnection):  # type: ignore[misc]
             finally:
                 del error  # or this frame and the traceback would keep each other
         return context
+
+    def _arm(self, context: _Exchange) -> None:
+        """From here on the deadline is in force."""
+        sock = self._usock
+        assert sock is not None
+        if time.monotonic() >= context.limit and not _UNDO.match(context.statement or ""):
+            raise DeadlineExceeded(
+                "the deadline passed before the statement was sent", outcome="not_sent"
+            )
+        sock.overtime = functools.partial(self._overtime, context)
+        sock.limit = context.limit
+
+    def _disarm(self) -> None:
+        sock = self._usock
+        if sock is not None:
+            sock.limit = sock.overtime = None
 
     def _flags(self) -> int:
         status = self._transaction_status
@@ -435,7 +517,8 @@ class Connection(CoreConnection):  # type: ignore[misc]
             sock, flags = self._usock, state.flags
             if sock is None:
                 return
-            if flags & (BUSY | DIRTY) and not isinstance(self._broken, DatabaseError):
+            told = isinstance(self._broken, DatabaseError) or _END.match(self._sent or "")
+            if flags & (BUSY | DIRTY) and not told:
                 # Also when the connection is lost: the server may not know it yet.
                 with contextlib.suppress(OSError, InterfaceError):
                     yield from self._cancelling()
@@ -569,6 +652,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
         if data in _SESSION_TAGS and not _SET_LOCAL.match(context.statement):
             self._session = True
         super().handle_COMMAND_COMPLETE(data, context)
+        context.completed = True
 
     def handle_PARAMETER_STATUS(self, data: bytes, context: Any) -> None:
         super().handle_PARAMETER_STATUS(data, context)
@@ -597,6 +681,9 @@ class Connection(CoreConnection):  # type: ignore[misc]
             except Exception as error:
                 context.stream_error = error
                 end = _message(_COPY_FAIL, type(error).__name__.encode("utf8", "replace") + b"\0")
+                break
+            if context.overtime:  # the server may still be waiting for data
+                end = _message(_COPY_FAIL, b"the deadline has passed\0")
                 break
             if chunk is None or self._broken is not None:
                 break

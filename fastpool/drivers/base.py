@@ -67,6 +67,9 @@ class ConnState(Protocol):
 
     flags: int
     serial: int
+    deadline: float
+    """On ``time.monotonic()``, until when the lease that is on may use the
+    connection; ``math.inf`` for ever. The driver enforces it."""
 
     def enter(self, serial: int = 0) -> None:
         """Mark the connection BUSY before a byte is sent: test-and-set.
@@ -78,6 +81,12 @@ class ConnState(Protocol):
 
     def leave(self, flags: int) -> None:
         """Replace all flags, BUSY with them: the call is over."""
+
+    def cancelling(self) -> None:
+        """A cancel request is about to be sent."""
+
+    def cancelled(self, proven: bool) -> None:
+        """It has ended; *proven*: it cannot hit a later statement any more."""
 
 
 class Role(NamedTuple):
@@ -93,7 +102,10 @@ class Driver(Protocol[ConnT]):
     """One kind of connection. Implementations hold options, no connections.
 
     Methods may be called from any thread, but never two at a time for one
-    connection, except :meth:`fileno` and :meth:`abandon`.
+    connection, except :meth:`fileno`, :meth:`cancel` and :meth:`abandon`.
+
+    Statements under a deadline (``ConnState.deadline``, or that of the context)
+    raise ``DeadlineExceeded`` when it passes.
     """
 
     def connect(self, params: dict[str, Any], state: ConnState, deadline: float) -> ConnT:
@@ -124,7 +136,8 @@ class Driver(Protocol[ConnT]):
 
     def control(self, conn: ConnT, sql: str, timeout: float | None = None) -> None:
         """Run one parameterless statement (BEGIN, COMMIT, SAVEPOINT, ...), its
-        answer read, in one round trip; raise after *timeout* seconds without."""
+        answer read, in one round trip. After *timeout* seconds without,
+        ``TimeoutError``; it takes the place of the deadline in force."""
 
     def ping(self, conn: ConnT, timeout: float) -> None:
         """One round trip, at most *timeout* seconds; any exception means dead.
@@ -141,8 +154,15 @@ class Driver(Protocol[ConnT]):
     def rebase(self, conn: ConnT) -> None:
         """Take the session as it is now for its state at birth: clears SESSION."""
 
-    def discard(self, conn: ConnT) -> None:
-        """``DISCARD ALL`` and :meth:`restore`: the session as at birth."""
+    def discard(self, conn: ConnT, timeout: float) -> None:
+        """``DISCARD ALL`` and :meth:`restore`: the session as at birth.
+        ``TimeoutError`` after *timeout* seconds."""
+
+    def cancel(self, conn: ConnT, deadline: float) -> bool:
+        """Have the server cancel what *conn* runs, without touching its wire; may be
+        called by any thread. Returns when the server has been told, at the latest at
+        *deadline* (on ``time.monotonic()``, then ``TimeoutError``): True when a
+        statement sent later can surely not be hit."""
 
     def listen(self, conn: ConnT, channel: str) -> None:
         """Subscribe the session to *channel*, a name to be taken literally."""

@@ -54,6 +54,7 @@ class _Driver(Generic[ConnT]):
         *params* may hold ``session_settings``, a mapping of server settings. They
         travel in the start-up packet, so they cost no round trip and are what
         ``RESET`` and ``DISCARD ALL`` go back to. ``password`` may be a callable.
+        ``cancel_budget``: see :class:`fastpool.PoolConfig`; 0 if it is not there.
 
         Raises ``DatabaseError`` with the server's words, ``InterfaceError``,
         ``TimeoutError``, ``ConfigError``.
@@ -137,6 +138,7 @@ class _Driver(Generic[ConnT]):
             raise InterfaceError(f"{where} does not speak PostgreSQL's protocol") from error
         conn._tls = tls if isinstance(sock, TLSSocket) else None
         conn._redial = functools.partial(dial, endpoint, conn._tls)
+        conn._cancel_budget = params.get("cancel_budget") or 0.0
         state.leave(0)
         return conn
 
@@ -183,8 +185,8 @@ class _Driver(Generic[ConnT]):
     def rebase(self, conn: ConnT) -> None:
         conn._settle()
 
-    def discard(self, conn: ConnT) -> None:
-        conn._command("DISCARD ALL", _ANSWER)
+    def discard(self, conn: ConnT, timeout: float) -> None:
+        conn._command("DISCARD ALL", timeout)
         conn._statement_nums.clear()
         conn._restore()
         conn._settle()
@@ -223,13 +225,11 @@ class _Driver(Generic[ConnT]):
         next(steps)  # once it has begun, its end closes the socket, whatever ends it
         return steps
 
-    def cancel(self, conn: ConnT, deadline: float) -> None:
-        """Ask the server to cancel what *conn* runs, and wait until it has been told.
-
-        When this returns the signal has been sent: a statement sent later cannot be
-        hit. Raises ``TimeoutError``, ``OSError`` or ``InterfaceError``.
-        """
+    def cancel(self, conn: ConnT, deadline: float) -> bool:
+        """See :meth:`Driver.cancel`. Raises ``OSError`` (``TimeoutError``) or
+        ``InterfaceError``."""
         drive(conn._cancelling(), deadline)
+        return not conn._pooled
 
     def abandon(self, conn: ConnT) -> None:
         conn._hang_up(shutdown=False)

@@ -21,6 +21,7 @@ from collections import Counter, deque
 from collections.abc import Generator
 from typing import Any, Literal
 
+from .._deadline import current as deadline
 from ..drivers.base import (
     BUSY,
     CLOSED,
@@ -34,10 +35,11 @@ from ..drivers.base import (
     Role,
     Wait,
 )
+from ..errors import DeadlineExceeded
 
 __all__ = ["StubConnection", "StubDriver", "StubError"]
 
-Step = Literal["connect", "control", "ping", "restore", "discard", "close"]
+Step = Literal["connect", "control", "ping", "restore", "discard", "cancel", "close"]
 
 
 class StubError(Exception):
@@ -64,6 +66,9 @@ class StubConnection:
         of the server would, LOSE raises it with the connection out of sync, and
         so does WRITE where the driver's ``server_role`` is read-only."""
         self._state.enter()
+        if time.monotonic() >= min(self._state.deadline, deadline()):
+            self._state.leave(self._state.flags & ~BUSY)
+            raise DeadlineExceeded("the deadline passed before the statement", outcome="not_sent")
         return self._run(sql)
 
     def _run(self, sql: str) -> str:
@@ -218,7 +223,12 @@ class StubDriver:
         return getattr(error, "sqlstate", None)
 
     def control(self, conn: StubConnection, sql: str, timeout: float | None = None) -> None:
-        self._step("control")
+        limit = math.inf if timeout is None else time.monotonic() + timeout
+        try:
+            self._step("control", limit)
+        except TimeoutError:
+            conn._state.leave(DIRTY)
+            raise
         conn._run(sql)
 
     def ping(self, conn: StubConnection, timeout: float) -> None:
@@ -241,10 +251,14 @@ class StubDriver:
     def rebase(self, conn: StubConnection) -> None:
         conn._state.leave(conn._state.flags & ~SESSION)
 
-    def discard(self, conn: StubConnection) -> None:
-        self._step("discard")
+    def discard(self, conn: StubConnection, timeout: float) -> None:
+        self._step("discard", time.monotonic() + timeout)
         conn._run("DISCARD ALL")
         conn._state.leave(conn._state.flags & ~(SESSION | LOCAL))
+
+    def cancel(self, conn: StubConnection, deadline: float) -> bool:
+        self._step("cancel", deadline)
+        return True
 
     def listen(self, conn: StubConnection, channel: str) -> None:
         conn._run(f"LISTEN {channel}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -67,6 +68,7 @@ class House:
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.sites: list[str] = []
+        self.deadline = math.inf
         # Each a function of the entry, or of nothing.
         self.on_open: Callable[[], object] = lambda: None
         self.on_wanted: Callable[[], object] = lambda: None
@@ -86,8 +88,9 @@ class House:
         with self.aside():
             self.on_wanted()
 
-    def queueing(self) -> None:
+    def queueing(self) -> float:
         self.calls.append("queueing")
+        return self.deadline
 
     def disposed(self) -> None:
         self.calls.append("disposed")
@@ -229,7 +232,7 @@ class Somebody:
         self.left = False
 
     def _waiter(self, thread: int, wake: Callable[[], object]) -> Any:
-        return self.rig.module.Waiter(self.token, thread, None, -1, self.since, wake)
+        return self.rig.module.Waiter(self.token, thread, None, -1, self.since, math.inf, wake)
 
     def join(self, *, tries: bool = False, again: bool = False) -> int:
         result: int = self.rig.core._join(self.waiter, self.rig.core.now(), tries, again)

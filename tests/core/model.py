@@ -24,6 +24,7 @@ class Entry:
     expires: float = math.inf
     due: float = math.inf
     flags: int = 0
+    stray: int = 0
     reason: str = ""
 
 
@@ -122,7 +123,7 @@ class Model:
         s, leased = self.settings, e.status == "leased"
         if e.holder != holder:
             return ""
-        if e.flags or (s["settles"] and leased):
+        if e.flags or e.stray or (s["settles"] and leased):
             why = "broken"
         elif e.generation != self.generation:
             why = "drained"
@@ -155,7 +156,7 @@ class Model:
             self.retire(e, holder, why)
 
     def put_below(self, e: Entry) -> None:
-        fit = e.status == "held" and not e.flags and e.generation == self.generation
+        fit = e.status == "held" and not (e.flags or e.stray) and e.generation == self.generation
         fit = fit and e.holder == HOUSE and self.live <= self.settings["max_size"]
         if fit and not self.queue:
             self.shelve(e, below=True)

@@ -21,8 +21,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from fastpool import ConnectionReleased
+
 JOINING = ("joined", "not open", "look again", "crowded", "refused")
 TOKENS = 1 << 40
+LOST_SIGHT = 1 << 20
 SETTINGS: dict[str, list[Any]] = {
     "max_size": [1, 2, 3, 4],
     "min_size": [0, 2],
@@ -272,6 +275,32 @@ class Lockstep(RuleBasedStateMachine):
             entry.flags = DIRTY
             self.each(lambda n, rig: made[n].state.leave(DIRTY))
 
+    @any_lease
+    @rule(number=some)
+    def begin_cancel(self, number: int) -> None:
+        """A cancel request is about to be sent for a lease, if that is still on."""
+        number = list(self.leases)[number % len(self.leases)]
+        entry = self.held[number]
+        on = entry.holder == number
+
+        def step(n: int, rig: Rig) -> object:
+            try:
+                return rig.core.begin_cancel(self.leases[number][n]) is self.entries[entry.name][n]
+            except ConnectionReleased:
+                return False
+
+        self.same(on, step)
+        if on:
+            entry.stray += 1
+
+    @any_entry
+    @rule(number=some, proven=st.booleans())
+    def end_cancel(self, number: int, proven: bool) -> None:
+        entry, made = self.entry(number)
+        if entry.stray > 0:
+            entry.stray -= 1 if proven else LOST_SIGHT
+            self.each(lambda n, rig: made[n].state.cancelled(proven))
+
     # -- waiting ---------------------------------------------------------------
 
     @rule(
@@ -346,7 +375,7 @@ class Lockstep(RuleBasedStateMachine):
             for entry, made in zip(model.entries, self.entries, strict=True):
                 real = made[n]
                 assert real.status == STATUS[entry.status]
-                assert real.state.flags == entry.flags
+                assert (real.state.flags, real.state.stray) == (entry.flags, entry.stray)
                 assert (real.generation, real.uses, real.since, real.expires, real.due) == (
                     entry.generation,
                     entry.uses,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import socket
 import ssl
 import struct
@@ -25,6 +26,8 @@ class State:
     def __init__(self, leased: bool = False) -> None:
         self.flags = 0
         self.serial = 1 if leased else 0
+        self.deadline = math.inf
+        self.stray = 0
         self._lock = threading.Lock()
 
     def enter(self, serial: int = 0) -> None:
@@ -37,6 +40,12 @@ class State:
 
     def leave(self, flags: int) -> None:
         self.flags = flags
+
+    def cancelling(self) -> None:
+        self.stray += 1
+
+    def cancelled(self, proven: bool) -> None:
+        self.stray = self.stray - 1 if proven else -1
 
     def lease(self) -> None:
         """Begin a lease."""

@@ -363,7 +363,7 @@ def test_each_statement_is_one_round_trip(connect: Any, params: dict[str, Any]) 
             (dbapi.commit, 1),
             (lambda: cursor.execute("SELECT 1"), 2),
             (dbapi.rollback, 1),
-            (lambda: Native().discard(native), 1),
+            (lambda: Native().discard(native, 5.0), 1),
             (lambda: Native().ping(native, 1.0), 1),
             (lambda: Native().restore(native), 0),
         ):
@@ -449,7 +449,7 @@ def test_discard_is_birth(connect: Any) -> None:
     conn.run("SET application_name = 'y'")
     conn.run("DO $$ BEGIN RAISE NOTICE 'n'; END $$")
     assert conn._state.flags == SESSION | LOCAL
-    driver.discard(conn)
+    driver.discard(conn, 5.0)
     assert conn._state.flags == 0
     assert conn.run("SHOW work_mem") == [["5MB"]]
     assert conn.run("SHOW application_name") == [["x"]]

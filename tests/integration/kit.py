@@ -148,6 +148,11 @@ class Admin:
         rows = self.run(sql, pid=pid)
         return rows[0][0] if rows else ""
 
+    def busy(self, name: str) -> bool:
+        """Whether a session with this application_name is executing a statement."""
+        sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = :name AND state = 'active'"
+        return bool(self.run(sql, name=name))
+
 
 class Proxy:
     """A TCP proxy in front of the server that counts flights, and can go wrong.

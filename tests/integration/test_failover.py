@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from integration.kit import Admin, eventually, report
 
-from fastpool import Pool
+from fastpool import Pool, PoolTimeout
 from fastpool.drivers.pg8000 import Native
 from fastpool.testing import FaultProxy, LocalPostgres
 from fastpool.testing.local_postgres import StopMode
@@ -59,15 +59,14 @@ def pool_of() -> Iterator[MakePool]:
 
 
 def connect_time(pool: Pool[Any]) -> float:
-    """The control: the slowest of five dials to the server as it is now, in seconds."""
+    """The control: the slowest of five checkouts that need a dial to the server as it is
+    now, in seconds."""
     took = []
     for _ in range(5):
-        before = pool.stats()
         pool.drain()
+        began = time.monotonic()
         with pool.connection():
-            pass
-        after = pool.stats()
-        took.append((after.dial_time - before.dial_time) / (after.created - before.created))
+            took.append(time.monotonic() - began)
     return max(took)
 
 
@@ -113,43 +112,59 @@ class Load:
 # -- restarts ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
-@pytest.mark.parametrize("waits", [False, True])
-def test_restart_while_idle(
-    primary: LocalPostgres, pool_of: MakePool, mode: StopMode, waits: bool
-) -> None:
-    """Ten idle connections die: nobody sees an error, and the first caller is served after
-    one connect; who has waited all the while, after one more pause of the backoff."""
+@pytest.fixture
+def full_pool(primary: LocalPostgres, pool_of: MakePool) -> Pool[Any]:
+    """Ten idle connections."""
     pool = pool_of(primary, min_size=COUNT, max_size=COUNT)
     pool.open(wait=True)
-    control = connect_time(pool)
-    pool.open(wait=True)
+    return pool
+
+
+def full(pool: Pool[Any]) -> None:
+    """Wait until it is, and see that each connection is good."""
     eventually(lambda: pool.stats().idle == COUNT, "the pool is full")
-    pool.run("SELECT 1")
+    leases = [pool.acquire() for _ in range(COUNT)]
+    for lease in leases:
+        assert lease.run("SELECT 1") == [[1]]
+        lease.release()
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_restart_while_idle(primary: LocalPostgres, full_pool: Pool[Any], mode: StopMode) -> None:
+    """Ten idle connections die: nobody sees an error, and the first caller after the
+    start is served after one connect."""
+    control = connect_time(full_pool)
+    took = []
+    for _ in range(3):  # a machine with other work may be late once
+        full(full_pool)
+        primary.restart(mode)
+        began = time.monotonic()
+        assert full_pool.run("SELECT 1") == [[1]]
+        took.append(time.monotonic() - began)
+        if took[-1] <= control + 0.1:
+            break
+    report(f"{mode}: served after {took[-1]:.4f} s; a checkout with a dial takes {control:.4f} s")
+    assert min(took) <= control + 0.1
+    full(full_pool)
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+def test_long_outage(primary: LocalPostgres, full_pool: Pool[Any], mode: StopMode) -> None:
+    """Who has waited all the while is served after one pause of the backoff and one connect."""
+    full(full_pool)
+    control = connect_time(full_pool)
     primary.stop(mode)
     with ThreadPoolExecutor(1) as executor:
-        served: list[float] = []
-
-        def call() -> None:
-            assert pool.run("SELECT 1") == [[1]]
-            served.append(time.monotonic())
-
-        if waits:
-            waiting = executor.submit(call)
-            # Five failures in a row: the pause is drawn from its full length.
-            eventually(lambda: pool._house.opener._failures >= 5, "dials fail")
+        waiting = executor.submit(lambda: (full_pool.run("SELECT 1"), time.monotonic()))
+        # Five failures in a row: the pause is drawn from its full length.
+        eventually(lambda: full_pool._house.opener._failures >= 5, "dials fail")
         primary.start()
         up = time.monotonic()
-        if not waits:
-            call()
-        else:
-            waiting.result(30)
-    took = served[0] - up
-    report(f"{mode}: served {took * 1e3:.1f} ms after the start; a connect takes {control:.4f} s")
-    assert took <= control + (0.6 if waits else 0.1)
-    for _ in range(3 * COUNT):
-        assert pool.run("SELECT 1") == [[1]]
-    eventually(lambda: pool.stats().idle == COUNT, "the pool is full again")
+        rows, served = waiting.result(30)
+    report(f"{mode}: served {served - up:.4f} s after the start")
+    assert rows == [[1]]
+    assert served - up <= control + 0.6
+    full(full_pool)
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
@@ -249,7 +264,7 @@ def test_demoted_server_is_not_served(primary: LocalPostgres, pool_of: MakePool)
         with pytest.raises(Exception, match="25006"):
             pool.run(write)
         for _ in range(3):
-            with pytest.raises(Exception, match=r"no connection within.*read-only"):
+            with pytest.raises(PoolTimeout):
                 pool.within(timeout=0.1).run(write)
         assert set(pool.stats().closed) <= {"role", "dead"}
     finally:
