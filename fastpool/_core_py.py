@@ -127,6 +127,9 @@ LOST_SIGHT = 1 << 20
 BUCKETS = 40
 """Wait histogram: bucket n counts waits below 2**n microseconds."""
 
+NO_TIME = 0.001
+"""Seconds in which no dial ends: it is not begun for a waiter with less left."""
+
 _skip: Any = None
 
 
@@ -693,6 +696,7 @@ class Core(Mutexed):
 
     * every entry not CLOSED is in ``entries``; ``size == connecting + held +
       idle + leased + closing == len(entries) <= max_size`` (unless lowered);
+      no dial begins at ``ceiling``;
     * an entry is in the idle ring exactly while its status is IDLE;
     * nobody waits while an entry is idle;
     * ``holder`` of a LEASED entry is the token of a living lease, or of one
@@ -705,6 +709,7 @@ class Core(Mutexed):
         "_queue",
         "acquires",
         "cancelled",
+        "ceiling",
         "check_after",
         "clock",
         "closing",
@@ -764,6 +769,9 @@ class Core(Mutexed):
     leased: int
     size: int
     waiting: int
+    # ceiling: what size may grow to at the moment, 1 <= ceiling <= max_size: less than
+    # that while the server has no room for more.
+    ceiling: int
     # missed: a caller who would not wait found nothing; one dial answers that.
     missed: int
     # Counters.
@@ -791,7 +799,7 @@ class Core(Mutexed):
         self.generation = 0
         self.timeout = math.inf
         self.min_size = 0
-        self.max_size = 1
+        self.max_size = self.ceiling = 1
         self.min_idle = 0
         self.max_idle = 1
         self.max_waiting = _UNLIMITED
@@ -847,6 +855,7 @@ class Core(Mutexed):
         self.timeout = timeout
         self.min_size = min_size
         self.max_size = max_size
+        self.ceiling = max_size
         self.min_idle = min_idle
         self.max_idle = max_idle
         self.max_waiting = max_waiting
@@ -897,21 +906,30 @@ class Core(Mutexed):
 
     def deficit(self) -> int:
         """How many more dials are wanted now; 0 or less for none."""
-        return self._claim(NO_ENTRY)
+        return self._claim(NO_ENTRY, 0)
 
     def begin_dial(self) -> Entry | None:
-        """Take one slot for a dial, if one is wanted: nothing -> CONNECTING."""
-        entry: Entry = Entry(State(), -1, self.now())
-        return entry if self._claim(entry) > 0 else None
+        """Take one slot for a dial, if one is wanted: nothing -> CONNECTING. It is not
+        wanted for those who will have gone before it can end."""
+        entry: Entry
+        waiter: Waiter
+        late: int = 0
+        now: float = self.now()
+        entry = Entry(State(), -1, now)
+        for waiter in self.waiters():
+            if waiter.until - now <= NO_TIME:
+                late += 1
+        return entry if self._claim(entry, late) > 0 else None
 
     @section
-    def _claim(self, entry: Entry) -> int:
-        """How many dials are wanted; if any, *entry* takes one slot (not NO_ENTRY)."""
+    def _claim(self, entry: Entry, late: int) -> int:
+        """How many dials are wanted, with *late* of the waiters not counted; if any,
+        *entry* takes one slot (not NO_ENTRY)."""
         wanted: int
         lacking: int
         if self.phase != OPEN:
             return 0
-        wanted = self.waiting - self.connecting
+        wanted = self.waiting - late - self.connecting
         if self.missed - self.connecting > wanted:
             wanted = self.missed - self.connecting
         lacking = self.min_size - (self.connecting + self.held + self.idle + self.leased)
@@ -920,8 +938,8 @@ class Core(Mutexed):
         lacking = self.min_idle - self.idle - self.connecting
         if lacking > wanted:
             wanted = lacking
-        if wanted > self.max_size - self.size:
-            wanted = self.max_size - self.size
+        if wanted > self.ceiling - self.size:
+            wanted = self.ceiling - self.size
         if wanted > 0 and entry is not NO_ENTRY:
             entry.generation = self.generation
             self.connecting += 1
@@ -932,6 +950,21 @@ class Core(Mutexed):
     def ask(self) -> None:
         """Want one more dial than the numbers ask for."""
         self.missed = 1
+
+    @section
+    def shrink(self) -> None:
+        """The server has no room for more connections than are established; one may
+        be dialled in any case."""
+        self.ceiling = self.held + self.idle + self.leased
+        if self.ceiling < 1:
+            self.ceiling = 1
+        if self.ceiling > self.max_size:
+            self.ceiling = self.max_size
+
+    @section
+    def regrow(self) -> None:
+        """It may have room again."""
+        self.ceiling = self.max_size
 
     @section
     def adopt(self, entry: Entry, conn: Any, fd: int) -> bool:
@@ -956,6 +989,19 @@ class Core(Mutexed):
         entry.expires = expires
         if expires < entry.due:
             entry.due = expires
+
+    @section
+    def suspect(self, entry: Entry) -> None:
+        """Have an idle connection looked at closely before it is handed out."""
+        if entry.status == IDLE:
+            entry.due = -1.0
+
+    @section
+    def outdate(self, entry: Entry) -> None:
+        """Make one connection old: it is not handed out any more, and retired when
+        it comes back."""
+        entry.generation = -1
+        entry.due = -1.0
 
     @section
     def forget(self, entry: Entry) -> bool:
@@ -1364,6 +1410,8 @@ class Core(Mutexed):
         self.waiting += 1
         self._joined += 1
         waiter.turn = self._joined
+        if waiter.until - now <= NO_TIME:
+            self.missed = 1
         return JOINED
 
     def _untangle(self, waiter: Waiter) -> None:

@@ -22,6 +22,7 @@ from ._facts import entangled, gather, holders
 from ._hosts import Hosts
 from ._impl import Core, Lease, __impl__
 from ._keeper import Keeper
+from ._liveness import Liveness
 from ._opener import Opener, describe
 from ._runtime import threads_are_told_apart
 from ._turnaround import Transaction, Turnaround
@@ -71,8 +72,10 @@ class House:
         self.listeners: weakref.WeakSet[Beside] = weakref.WeakSet()
         """What has connections beside the pool."""
         self.core = Core()
-        self.turnaround = Turnaround(self.core, driver, config, name)
-        self.opener = Opener(self.core, Hosts(conninfo), self.turnaround, driver, name)
+        hosts = Hosts(conninfo)
+        liveness = Liveness(self.core, hosts, driver, name)
+        self.turnaround = Turnaround(self.core, liveness, driver, config, name)
+        self.opener = Opener(self.core, hosts, self.turnaround, driver, name)
         self.keeper = Keeper(self.core, self.opener, self.turnaround, driver, name)
         self.admit = self.turnaround.admit
         self.settle = self.turnaround.settle

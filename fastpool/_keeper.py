@@ -290,7 +290,7 @@ class Keeper:
             rest = min(rest, self._ping(idle, now, config.check_after_idle))
         if config.leak_threshold is not None:
             rest = min(rest, self._watch_leaks(now, config.leak_threshold))
-        if core.deficit() > 0:
+        if core.deficit() > 0 or core.ceiling < core.max_size:
             self._opener.wake()
         return max(rest, _SHORTEST)
 
@@ -321,8 +321,8 @@ class Keeper:
         """Close what the kernel knows to be dead."""
         for entry in self._core.idle_entries():
             # Descriptors are closed by this thread alone.
-            if self._turnaround.events(entry) & DEAD:
-                self._core.retire(entry, 0, "dead")
+            if self._turnaround.events(entry) & DEAD and self._core.retire(entry, 0, "dead"):
+                self._turnaround.liveness.lost(entry)
 
     def _replace(self, idle: list[Entry], now: float) -> float:
         if self.config.max_lifetime is None:
@@ -332,11 +332,11 @@ class Keeper:
         core = self._core
         spare = core.held + core.idle + core.leased - core.min_size
         for entry in aging:
-            full = core.held + core.idle + core.leased >= core.max_size
+            full = core.held + core.idle + core.leased >= core.ceiling
             if entry.expires <= now or spare > 0 or full:
                 core.retire(entry, 0, "max_lifetime")
                 spare -= 1
-        if aging and spare <= 0 and core.size < core.max_size:
+        if aging and spare <= 0 and core.size < core.ceiling:
             core.ask()
             self._opener.wake()
         rest = min([lead / 2, *(e.expires - lead - now for e in idle if e not in aging)])
@@ -363,10 +363,11 @@ class Keeper:
             if entry.due - limit / 2 > now:
                 rest = min(rest, entry.due - limit / 2 - now)
             elif entry.expires > now and self._core.hold(entry):
-                if self._turnaround.alive(entry, self.config.ping_timeout):
+                reason = self._turnaround.examine(entry, self.config.ping_timeout)
+                if reason is None:
                     self._core.put_below(entry)
                 else:
-                    self._core.retire(entry, entry.holder, "dead")
+                    self._core.retire(entry, entry.holder, reason)
                 # The next answer may take long too; who closes need not wait for it.
                 self._take_closings()
                 self._sleep(0.0)

@@ -10,6 +10,11 @@ After a failure the next dial waits: 50 ms, then twice as long each time, up to
 have passed since the last attempt. A *permanent* failure (a wrong password, no
 such database) also fails everybody who waits, in the server's words, unless
 connections are established and may come back; it is remembered for a second.
+
+A server that has no room (53300) is not asked for more than is established for
+5 s, then for twice as long each time, up to 30 s, or until a dial succeeds: who
+waits then waits for a return. One that starts or stops (57P03) gets the
+connections to it back, as soon as they are idle.
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ PERMANENT_FOR = 1.0
 """Seconds for which callers get a permanent failure without a new dial."""
 _PERMANENT_BACKOFF = 30.0
 _PROBE_AFTER = 0.05
+_FULL_FOR, _FULL_FOR_AT_MOST = 5.0, 30.0
 _STARTING = 0.002
 """Seconds in which a started thread is expected to show up."""
 
@@ -73,6 +79,9 @@ class Opener:
         self._not_before = 0.0
         self._attempted = -math.inf
         self._failures = 0
+        # full_until: the core's ceiling is lowered up to this time; full_for: for so long.
+        self._full_until = -math.inf
+        self._full_for = 0.0
         self.dials = 0
         """Attempts so far, failed ones included."""
         self.dial_failures = 0
@@ -169,8 +178,7 @@ class Opener:
             if not (self.failing_fast and self._core.connecting):
                 entry = self._core.begin_dial()
             if entry is None:
-                self._calls.get()
-                self._hurry()
+                self._pause(self._regrow())
                 continue
             if not self._failures and self._core.deficit() > 0:
                 self._start()
@@ -205,13 +213,29 @@ class Opener:
             self._calls.put(None)  # what woke this one is for another
         return True
 
-    def _pause(self, seconds: float) -> None:
-        """Sit out the backoff; a call shortens it."""
+    def _pause(self, seconds: float | None) -> None:
+        """Sit out the backoff, or have nothing to do; a call shortens it."""
         try:
             self._calls.get(timeout=seconds)
         except queue.Empty:
             return
         self._hurry()
+
+    def _regrow(self) -> float | None:
+        """Lift the ceiling when it is time; returns the seconds until then."""
+        if self._core.ceiling >= self._core.max_size:
+            return None
+        left = self._full_until - time.monotonic()
+        if left <= 0:
+            self._core.regrow()
+        return max(0.0, left)
+
+    def _shrink(self, now: float) -> None:
+        """The server has no room: make do with what is established, for a while."""
+        if now >= self._full_until:
+            self._full_for = min(max(_FULL_FOR, self._full_for * 2), _FULL_FOR_AT_MOST)
+            self._full_until = now + self._full_for
+        self._core.shrink()
 
     def _hurry(self) -> None:
         """Somebody asks: dial soon, whatever is left of the backoff."""
@@ -237,7 +261,7 @@ class Opener:
         if self.failing_fast and self.permanent is None:
             self._core.refuse(self.last_error, math.inf)  # this probe may take long
         try:
-            conn, entry.host = self.dial(entry.state)
+            conn, entry.host = self.dial(entry.state, entry.born)
             fd = self._driver.fileno(conn)
         except BaseException as error:
             self._core.forget(entry)
@@ -260,6 +284,8 @@ class Opener:
         self.last_success_at = time.monotonic()
         self.dial_time += self.last_success_at - started
         self.down_since = self.permanent = None
+        self._full_until, self._full_for = -math.inf, 0.0
+        self._core.regrow()
         self.age(entry)
         # Last of all, and together: in between nobody dials and nobody is served.
         self.created += 1
@@ -316,21 +342,28 @@ class Opener:
         with self.progress:
             self.progress.notify_all()
 
-    def dial(self, state: State) -> tuple[Any, int]:
+    def dial(self, state: State, began: float | None = None) -> tuple[Any, int]:
         """Try the hosts in turn, in the calling thread: the connection and the
-        host's index. Raises the last one's error, or the first permanent one."""
+        host's index. Raises the last one's error, or the first permanent one.
+        *began*: when the connection's entry was born, for one of the pool."""
         last: BaseException | None = None
-        for index, wanted in self._hosts.order():
+        now = self._core.now
+        began = now() if began is None else began
+        for index, wanted in self._hosts.order(began):
+            tried = now()
+            self._hosts.trying(index, tried)
             try:
                 conn = self._dial_host(state, index)
                 self._want_role(conn, index, wanted)
             except Exception as error:
-                self._hosts.failed(index)
+                self._hosts.failed(index, now() - tried, now())
                 last = error
+                if self._driver.sqlstate(error) == "57P03":
+                    self._turnaround.liveness.leaving(index)
                 if self._driver.is_permanent(error):
                     break
             else:
-                self._hosts.answered(index)
+                self._hosts.answered(index, began)
                 return conn, index
         assert last is not None
         raise last
@@ -353,6 +386,17 @@ class Opener:
             )
 
     def _dial_host(self, state: State, index: int) -> Any:
+        """One attempt; two where credentials that can be asked for again were wrong."""
+        try:
+            return self._dial_once(state, index)
+        except Exception as error:
+            renewable = self.config.before_connect is not None or self._hosts.asks_password
+            if not renewable or self._driver.sqlstate(error) != "28P01":
+                raise
+            log.info("pool %r: asking for credentials again: %s", self._name, describe(error))
+        return self._dial_once(state, index)
+
+    def _dial_once(self, state: State, index: int) -> Any:
         config = self.config
         params = self._hosts.params(index)
         params["application_name"] = (
@@ -364,6 +408,9 @@ class Opener:
         params["session_settings"] = dict(config.session_settings)
         params["cancel_budget"] = config.cancel_budget
         params["pgbouncer"] = self.pooled or config.pgbouncer
+        if self._hosts.asks_password:
+            ask = params["password"]
+            params["password"] = self._turnaround.call("password", lambda _: ask(), None)
         if config.before_connect is not None:
             self._turnaround.call("before_connect", config.before_connect, params)
         limit = math.inf if config.connect_timeout is None else config.connect_timeout
@@ -388,6 +435,8 @@ class Opener:
             self._core.refuse(error, self._core.now() + PERMANENT_FOR)
         elif self.failing_fast:
             self._core.refuse(error, math.inf)
+        if self._driver.sqlstate(error) == "53300":
+            self._shrink(now)
         log.warning(
             "pool %r: cannot connect (%s failure in a row: %d): %s",
             self._name,

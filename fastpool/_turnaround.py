@@ -23,8 +23,19 @@ from typing import Any, Literal
 
 from . import _deadline
 from ._impl import Core, Entry, Lease, State
+from ._liveness import Liveness
 from .config import PoolConfig
-from .drivers.base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION, Driver
+from .drivers.base import (
+    BUSY,
+    CLOSED,
+    DIRTY,
+    FAILED,
+    LOCAL,
+    READONLY,
+    SESSION,
+    TRANSACTION,
+    Driver,
+)
 from .errors import DeadlineExceeded, PoolError, TransactionAborted
 
 __all__ = ["DEAD", "Isolation", "Transaction", "Turnaround", "transaction_modes"]
@@ -53,8 +64,16 @@ without one the connection is lost."""
 class Turnaround:
     """The rules of checkout and return, for one pool."""
 
-    def __init__(self, core: Core, driver: Driver[Any], config: PoolConfig, name: str) -> None:
+    def __init__(
+        self,
+        core: Core,
+        liveness: Liveness,
+        driver: Driver[Any],
+        config: PoolConfig,
+        name: str,
+    ) -> None:
         self.core = core
+        self.liveness = liveness
         self.driver = driver
         self.config = config
         self.name = name
@@ -90,14 +109,16 @@ class Turnaround:
             return "drained"
         events = self.events(entry) if self.config.check else 0
         if events & DEAD:
+            self.liveness.lost(entry)
             return "dead"
-        if events or entry.due <= now or self.config.check == "ping":
+        if self.config.check and (events or entry.due <= now or self.config.check == "ping"):
             left = self.left(entry)
             if left <= 0:
                 raise DeadlineExceeded("the deadline passed", outcome="not_sent")
             patience = max(limit - now, _SHORTEST_PING)
-            if not self.alive(entry, min(patience, left, self.config.ping_timeout)):
-                return "dead"
+            reason = self.examine(entry, min(patience, left, self.config.ping_timeout))
+            if reason is not None:
+                return reason
         hook = self.config.before_acquire
         if hook is not None and not self.hook("before_acquire", hook, entry.conn, entry.state):
             return "before_acquire"
@@ -113,17 +134,24 @@ class Turnaround:
         ready = poller.poll(0)
         return ready[0][1] if ready else 0
 
-    def alive(self, entry: Entry, timeout: float) -> bool:
-        """One round trip in *timeout* seconds. The connection is clean afterwards, or
-        not alive."""
+    def examine(self, entry: Entry, timeout: float) -> str | None:
+        """One round trip in *timeout* seconds. ``None``: alive, clean, and its server
+        still of the kind that is wanted; else why it is to be closed."""
         try:
             self.driver.ping(entry.conn, timeout)
-            if entry.state.flags & LOCAL:
-                self.driver.restore(entry.conn)
+            # What the server had to tell meanwhile is no user's doing.
+            return self.settle_flags(entry) or self._check_role(entry)
         except Exception as error:
             log.info("pool %r: an idle connection is dead: %s", self.name, error)
-            return False
-        return entry.state.flags == 0
+            if entry.state.flags & CLOSED:
+                self.liveness.lost(entry)
+            return "dead"
+
+    def _check_role(self, entry: Entry) -> str | None:
+        if self.liveness.fits(entry):
+            return None
+        self.liveness.misfit(entry)
+        return "role"
 
     # -- return ----------------------------------------------------------------
 
@@ -148,8 +176,13 @@ class Turnaround:
     def settle_flags(self, entry: Entry) -> str | None:
         """Undo what the flags tell of, as the ``reset`` setting says."""
         state = entry.state
+        if state.flags & CLOSED:
+            self.liveness.lost(entry)
         if state.flags & (BUSY | DIRTY | CLOSED):
             return "broken"
+        if state.flags & READONLY:
+            self.liveness.misfit(entry)
+            return "role"
         if state.flags & TRANSACTION:
             self.rollback(entry)
         if state.flags & SESSION:
@@ -162,6 +195,9 @@ class Turnaround:
                 return "session"
             else:
                 self._discard(entry)
+            # It may be the server that has changed.
+            if not state.flags & (BUSY | DIRTY | CLOSED) and self._check_role(entry):
+                return "role"
         if state.flags & LOCAL:
             self.driver.restore(entry.conn)
         return "broken" if state.flags else None

@@ -235,6 +235,12 @@ class Pool(PoolView[ConnT]):
     object with the :class:`fastpool.drivers.Driver` protocol. *settings* are
     those of :class:`PoolConfig`; they win over the same ones in *conninfo*.
 
+    One more, ``password``, wins over what *conninfo* and the password file say. It
+    is text, or a function without arguments that is called for each dial and
+    returns text: for tokens that expire. When the server refuses what it returned
+    (28P01), it is asked once more and dialled again at once, before that counts as
+    a failure. So is a ``before_connect`` hook, which may set ``password`` as well.
+
     Making a pool checks everything and dials nothing. Raises ``ConfigError``.
     Use one pool per database and process, and share it::
 
@@ -279,7 +285,10 @@ class Pool(PoolView[ConnT]):
         name: str | None = None,
         **settings: Any,
     ) -> None:
+        password = settings.pop("password", None)
         resolved = resolve(conninfo)
+        if password is not None:
+            resolved = resolved.with_password(password)
         config = PoolConfig.build(**{**resolved.settings, **settings})
         if name is None:
             name = f"pool-{next(_numbers)}"
@@ -299,11 +308,12 @@ class Pool(PoolView[ConnT]):
         *,
         driver: Driver[ConnT] | str | None = None,
         name: str | None = None,
+        password: str | Callable[[], str] | None = None,
     ) -> Pool[ConnT]:
         """A pool with ready-made settings; those in *conninfo* are ignored."""
         settings = {field: getattr(config, field) for field in config.__dataclass_fields__}
         settings = {field: value for field, value in settings.items() if field[0] != "_"}
-        pool: Pool[ConnT] = cls(conninfo, driver=driver, name=name, **settings)
+        pool: Pool[ConnT] = cls(conninfo, driver=driver, name=name, password=password, **settings)
         pool._house.configure(config)
         return pool
 

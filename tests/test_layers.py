@@ -24,6 +24,7 @@ LAYERS = (
     ("conninfo", "drivers"),
     ("_core", "_core_py", "_hosts", "retry"),
     ("_impl",),
+    ("_liveness",),
     ("_turnaround",),
     ("_opener",),
     ("_facts",),

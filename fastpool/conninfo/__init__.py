@@ -29,8 +29,9 @@ from __future__ import annotations
 import os
 import re
 import socket
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from inspect import iscoroutinefunction
 from typing import Any, NamedTuple
 
 from .._secrets import Params, hides_arguments
@@ -133,6 +134,19 @@ class ConnInfo:
                 "on the server, or SET LOCAL in each transaction",
                 setting=label,
             )
+
+    def with_password(self, password: str | Callable[[], str]) -> ConnInfo:
+        """The same with *password*, or with a function that is asked at each attempt.
+
+        An empty text is none, as in libpq. Raises ``ConfigError``, which does not
+        show it, for anything else.
+        """
+        if not callable(password) and not isinstance(password, str):
+            message = f"password: expected text or a function, not a {type(password).__name__}"
+            raise ConfigError(message, setting="password")
+        if iscoroutinefunction(password):
+            raise ConfigError("password: expected a plain function, not an async one")
+        return replace(self, _params={**self._params, "password": password}) if password else self
 
     def __repr__(self) -> str:
         # Only what cannot hold a secret, so neither options nor passwords. A

@@ -19,7 +19,6 @@ import errno
 import io
 import math
 import os
-import queue
 import select
 import socket
 import ssl
@@ -38,6 +37,11 @@ from .base import Wait
 T = TypeVar("T")
 
 _TLS_REQUEST = struct.pack("!ii", 8, 80877103)
+
+_RESOLVERS = 4
+"""Threads for one name at most."""
+_RESOLVED = 30.0
+"""Seconds for a name, where the dial has no limit: what resolvers take to give up."""
 
 _TCP_DEFAULTS = {
     "keepalives_idle": 30,
@@ -309,6 +313,34 @@ def resolve(params: Mapping[str, Any], deadline: float) -> list[Endpoint]:
     ]
 
 
+class _Lookup:
+    """One name on its way through the system's resolver, which knows no deadline: so
+    it has a thread to be late in."""
+
+    def __init__(self, running: list[_Lookup], look_up: Callable[[], list[Any]]) -> None:
+        self._running = running
+        self._look_up = look_up
+        self.done = threading.Event()
+        self.answer: list[Any] = []
+        self.error: BaseException | None = None
+        running.append(self)
+
+    def run(self) -> None:
+        try:
+            self.answer = self._look_up()
+        except BaseException as error:
+            self.error = error
+        self._running.remove(self)
+        self.done.set()
+
+
+# What is being looked up now. When a name has _RESOLVERS threads, later dials wait for
+# the last of them: a resolver that hangs must not gather a thread for each dial.
+_lookups: dict[tuple[str, int], list[_Lookup]] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lookups.clear)  # their threads are not in the child
+
+
 def _addresses(host: str, port: int, deadline: float) -> list[Any]:
     def look_up(flags: int) -> list[Any]:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=flags)
@@ -318,24 +350,19 @@ def _addresses(host: str, port: int, deadline: float) -> list[Any]:
     except socket.gaierror:
         pass
 
-    # The system's resolver knows no deadline: it gets a thread to be late in.
-    answers: queue.SimpleQueue[list[Any] | BaseException] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            answers.put(look_up(0))
-        except BaseException as error:
-            answers.put(error)
-
-    threading.Thread(target=work, name=f"fastpool-resolve-{host}", daemon=True).start()
-    left = deadline - time.monotonic()
-    try:
-        answer = answers.get(timeout=None if left == math.inf else max(0.0, left))
-    except queue.Empty:
-        raise TimeoutError(f"host name {host!r} was not resolved in time") from None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
+    running = _lookups.setdefault((host, port), [])
+    latest = running[-_RESOLVERS:]
+    if len(latest) < _RESOLVERS:
+        lookup = _Lookup(running, lambda: look_up(0))
+        threading.Thread(target=lookup.run, name=f"fastpool-resolve-{host}", daemon=True).start()
+    else:
+        lookup = latest[-1]
+    left = min(deadline - time.monotonic(), _RESOLVED)
+    if not lookup.done.wait(max(0.0, left)):
+        raise TimeoutError(f"host name {host!r} was not resolved in time")
+    if lookup.error is not None:
+        raise lookup.error
+    return lookup.answer
 
 
 def _tcp_options(params: Mapping[str, Any]) -> tuple[tuple[int, int, int], ...]:

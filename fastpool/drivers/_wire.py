@@ -49,6 +49,7 @@ from pg8000.core import (
     FLUSH_MSG,
     IN_FAILED_TRANSACTION,
     IN_TRANSACTION,
+    NOTICE_RESPONSE,
     PARSE,
     PORTAL,
     QUERY,
@@ -65,7 +66,18 @@ from pg8000.exceptions import DatabaseError, InterfaceError
 from .._deadline import current as deadline
 from ..errors import ConfigError, DeadlineExceeded
 from ._socket import TLS, LimitPassed, Refused, Socket, TLSSocket, drive, stepwise
-from .base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION, ConnState, Wait
+from .base import (
+    BUSY,
+    CLOSED,
+    DIRTY,
+    FAILED,
+    LOCAL,
+    READONLY,
+    SESSION,
+    TRANSACTION,
+    ConnState,
+    Wait,
+)
 
 __all__ = ["Connection", "DBAPIConnection", "NativeConnection"]
 
@@ -75,6 +87,9 @@ _HEADER = struct.Struct("!ci")
 _INT = struct.Struct("!i").pack
 _SHORT = struct.Struct("!H").pack
 _NULL = _INT(-1)
+
+_PEEK = 0.01
+"""Seconds for the rest of a TLS record whose begin has arrived."""
 
 _NO_STREAM = (
     "The 'stream' parameter is required for the COPY IN response. The 'stream' "
@@ -168,6 +183,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
     _broken: BaseException | None = None  # a FATAL error, or a failed write: why reads will fail
     _lost = False  # the socket is known to be dead
     _session = False  # a command with a tag of _SESSION_TAGS was run
+    _refused = False  # a write, by a server that is a standby or read-only by default
     _moved = False  # reported parameters differ from those at birth
     _born: Mapping[str, str] = {}  # the reported parameters at birth
     _autocommit = _born_autocommit = False
@@ -341,6 +357,8 @@ class Connection(CoreConnection):  # type: ignore[misc]
             flags |= LOCAL
         if self._autocommit != self._born_autocommit or self._born_adapters is not None:
             flags |= LOCAL
+        if self._refused:
+            flags |= READONLY
         return flags
 
     def _send(self, message: bytes) -> None:
@@ -566,6 +584,28 @@ class Connection(CoreConnection):  # type: ignore[misc]
             sock.limit = None
         return True
 
+    def _last_word(self) -> str | None:
+        """What an idle session's end has left to be read: see :meth:`Driver.last_word`."""
+        sock = self._usock
+        if sock is None:
+            return None
+        sock.limit = time.monotonic() + _PEEK
+        try:
+            said = self._sock.peek(1)
+        except LimitPassed:
+            return None
+        except OSError:
+            return ""
+        finally:
+            sock.limit = None
+        if not said:
+            return ""
+        # A server that crashes says it in a notice.
+        if said[:1] not in (ERROR_RESPONSE, NOTICE_RESPONSE):
+            return None
+        code = re.search(rb"\0C([0-9A-Z]{5})\0", said)
+        return code[1].decode() if code else ""
+
     def _restore(self) -> None:
         self.notices.clear()
         self.notifications.clear()
@@ -594,8 +634,15 @@ class Connection(CoreConnection):  # type: ignore[misc]
 
     def handle_ERROR_RESPONSE(self, data: bytes, context: Any) -> None:
         super().handle_ERROR_RESPONSE(data, context)
-        if context.error.args[0].get("V") in ("FATAL", "PANIC"):
+        said = context.error.args[0]
+        if said.get("V") in ("FATAL", "PANIC"):
             self._broken = context.error
+        elif said.get("C") == "25006":
+            # A transaction that is read-only by its user's wish is no news of the server.
+            now = self.parameter_statuses.get
+            self._refused |= now("in_hot_standby") == "on" or (
+                now("default_transaction_read_only") == "on" and not self._session
+            )
 
     def handle_PARSE_COMPLETE(self, data: bytes, context: Any) -> None:
         if context.name is not None:

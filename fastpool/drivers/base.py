@@ -19,6 +19,7 @@ Flags (a bit set)::
     LOCAL        client-side state to put back, no round trip (autocommit,
                  notices, notifications)
     CLOSED       closed, or known to be dead
+    READONLY     the server refused a write: it is a standby, or read-only itself
 
 ``serial`` is odd while the connection is leased and even while the pool has it;
 it grows by one at each change. A cursor remembers the serial of its birth, so
@@ -36,6 +37,7 @@ __all__ = [
     "DIRTY",
     "FAILED",
     "LOCAL",
+    "READONLY",
     "SESSION",
     "TRANSACTION",
     "ConnState",
@@ -52,6 +54,7 @@ FAILED = 8
 SESSION = 16
 LOCAL = 32
 CLOSED = 64
+READONLY = 128
 
 ConnT = TypeVar("ConnT")
 
@@ -145,6 +148,11 @@ class Driver(Protocol[ConnT]):
     def ping(self, conn: ConnT, timeout: float) -> None:
         """One round trip, at most *timeout* seconds; any exception means dead.
         Afterwards there is no transaction that was not there before."""
+
+    def last_word(self, conn: ConnT) -> str | None:
+        """The SQLSTATE with which the server ended *conn*, read or still to be read;
+        empty when it went without a word; ``None`` when it did not end it, as far as
+        is known. Does not wait."""
 
     def restore(self, conn: ConnT) -> None:
         """Put client-side state back as at birth (LOCAL); no round trip."""

@@ -217,6 +217,11 @@ class _Driver(Generic[ConnT]):
     def ping(self, conn: ConnT, timeout: float) -> None:
         conn._command("", timeout)
 
+    def last_word(self, conn: ConnT) -> str | None:
+        if isinstance(conn._broken, DatabaseError):
+            return self.sqlstate(conn._broken) or ""
+        return "" if conn._lost else conn._last_word()
+
     def restore(self, conn: ConnT) -> None:
         conn._restore()
 

@@ -28,6 +28,7 @@ from ..drivers.base import (
     DIRTY,
     FAILED,
     LOCAL,
+    READONLY,
     SESSION,
     TRANSACTION,
     ConnState,
@@ -55,6 +56,8 @@ class StubConnection:
         self.closed = False
         self.pooled = False
         """Behind a pooler that lends server sessions out."""
+        self.last_word: str | None = None
+        """What the server said at its end: an SQLSTATE, empty for nothing."""
         self.statements: list[str] = []
         """All that was run on it, by the user and by the pool."""
         self._state = state
@@ -62,7 +65,8 @@ class StubConnection:
     def run(self, sql: str) -> str:
         """Run *sql*: BEGIN, COMMIT, ROLLBACK, SAVEPOINT, SET and NOTICE do to
         the state what they do on a server, FAIL raises ``StubError`` as an error
-        of the server would, LOSE raises it with the connection out of sync."""
+        of the server would, LOSE raises it with the connection out of sync, and
+        so does WRITE where the driver's ``server_role`` is read-only."""
         self._state.enter()
         if time.monotonic() >= min(self._state.deadline, deadline()):
             self._state.leave(self._state.flags & ~BUSY)
@@ -77,6 +81,9 @@ class StubConnection:
         if self.closed or word == "LOSE":
             state.leave(DIRTY | (CLOSED if self.closed else 0))
             raise StubError("connection lost")
+        if word == "WRITE" and self.driver.server_role.read_only:
+            state.leave(flags | READONLY)
+            raise StubError("read-only")
         if word == "FAIL":
             state.leave(flags | FAILED if flags & TRANSACTION else flags)
             raise StubError("statement failed")
@@ -95,9 +102,11 @@ class StubConnection:
         """Close it; for one that was detached from its pool."""
         self.driver.abandon(self)
 
-    def kill(self) -> None:
-        """The server ends the session; the pool's next look finds it dead."""
+    def kill(self, word: str = "57P01") -> None:
+        """The server ends the session with the SQLSTATE *word*, or without a word;
+        the pool's next look finds it dead."""
         self.closed = True
+        self.last_word = word
         self.driver._silence(self)
 
     def __repr__(self) -> str:
@@ -241,6 +250,9 @@ class StubDriver:
         if conn.closed:
             conn._state.leave(CLOSED)
             raise StubError("connection lost")
+
+    def last_word(self, conn: StubConnection) -> str | None:
+        return conn.last_word
 
     def restore(self, conn: StubConnection) -> None:
         self._step("restore")

@@ -8,7 +8,8 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pg8000.native
@@ -22,6 +23,7 @@ __all__ = [
     "Interrupt",
     "Proxy",
     "eventually",
+    "explained",
     "interrupt",
     "report",
     "run_threads",
@@ -52,6 +54,20 @@ def eventually(condition: Callable[[], Any], what: str, timeout: float = 20.0) -
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
         time.sleep(0.002)
+
+
+@contextlib.contextmanager
+def explained(pool: Pool[Any], server: LocalPostgres) -> Iterator[None]:
+    """When the block fails, print what both sides know."""
+    try:
+        yield
+    except BaseException:
+        report(f"{pool.stats()}\nthe last failed dial:")
+        error = pool._house.opener.last_error
+        if error is not None:
+            report("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+        report(f"the server's log:\n{server.log()[-4000:]}")
+        raise
 
 
 def run_threads(works: Iterable[Callable[[], object]], timeout: float = 90.0) -> None:

@@ -54,7 +54,7 @@ def test_no_lifetime(make: Make, clock: Clock) -> None:
 
 def test_never_handed_out_over_age(make: Make, clock: Clock, spawn: Spawn) -> None:
     """An over-age connection is given neither to who comes nor to who waits."""
-    pool = make(max_size=1, max_lifetime=10.0, max_lifetime_jitter=0.0, **QUIET)
+    pool = make(max_size=1, max_lifetime=10.0, max_lifetime_jitter=0.0, timeout=None, **QUIET)
     pool.acquire().release()
     clock.now += 10.0
     lease = pool.acquire()
