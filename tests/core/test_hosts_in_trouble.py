@@ -9,7 +9,7 @@ from core.kit import Clock, Rig
 def wait(rig: Rig, seconds: float) -> None:
     """Somebody waits for so long at most."""
     now = rig.core.now()
-    waiter = rig.module.Waiter(1 << 40, 0, None, -1, now, now + seconds, bool)
+    waiter = rig.module.Waiter(1 << 40, 0, 0, None, -1, now, now + seconds, bool)
     assert rig.core._join(waiter, now, False, False) == 0
 
 
