@@ -10,7 +10,6 @@ import multiprocessing
 import os
 import queue
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pool.kit import PATIENCE, Caller, Clock, eventually, filled
+from pool.kit import PATIENCE, Caller, Clock, eventually, filled, knocking
 from support import Child, need, run_script
 
 import fastpool
@@ -488,42 +487,30 @@ def test_no_room_for_threads_after_a_fork(make: Make, monkeypatch: pytest.Monkey
     eventually(lambda: pool.stats().closed == {"invalidated": 1}, "closed")
 
 
+@beside_threads
 def test_fork_in_a_signal_handler(make: Make, spawn: Spawn, driver: StubDriver) -> None:
     """A thread that waits, and forks in a signal handler, is served in both processes."""
-    need(hasattr(signal, "pthread_kill"), "pthread_kill()")
     pool = make(max_size=1)
     lease = pool.acquire()
     children: list[int] = []
 
-    def handle(number: int, frame: object) -> None:
-        children.append(os.fork())
-
-    def knock() -> None:
-        eventually(lambda: pool.stats().waiting == 1)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+    def release() -> None:
         eventually(lambda: children)
         lease.release()
 
-    before = signal.signal(signal.SIGUSR1, handle)
-    status = 1
-    with (
-        pytest.warns(DeprecationWarning, match="multi")
-        if sys.version_info >= (3, 12)
-        else (contextlib.nullcontext())
-    ):
-        thread = spawn(knock)
+    thread = spawn(release)
+    number, child = 0, -1
+    with knocking(lambda: pool.stats().waiting == 1, lambda: children.append(os.fork())):
         try:
             with pool.connection(PATIENCE) as conn:
                 number = conn.number
-            if children == [0]:
-                status = 0 if number == 2 else 3
         finally:
-            if children == [0]:
-                os._exit(status)
-            signal.signal(signal.SIGUSR1, before)
+            [child] = children
+            if child == 0:
+                os._exit(0 if number == 2 else 1)
     thread.join()
     assert number == 1
-    assert os.waitpid(children[0], 0)[1] == 0
+    assert os.waitpid(child, 0)[1] == 0
     assert len(driver.connections) == 1
 
 
