@@ -26,6 +26,7 @@ from fastpool import ConnectionReleased, Pool, PoolClosed, _fork, _impl
 from fastpool.testing import StubConnection, StubDriver
 
 need(hasattr(os, "register_at_fork"), "fork()")
+pytestmark = pytest.mark.usefixtures("patient_forks")
 
 Make = Callable[..., Pool[StubConnection]]
 Spawn = Callable[[Callable[[], Any]], Caller]
@@ -44,10 +45,10 @@ def use(pool: Pool[StubConnection]) -> tuple[str, bool]:
 FRESH = ("SELECT 1", True)
 
 
-def threads() -> int:
+def threads() -> set[str]:
     """The threads of this process, whoever has started them."""
     need(os.path.isdir("/proc/self/task"), "/proc")
-    return len(os.listdir("/proc/self/task"))
+    return set(os.listdir("/proc/self/task"))
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ def test_fork_beside_a_dial(make: Make, spawn: Spawn, driver: StubDriver, gate: 
     child = Child(look)
     took = time.monotonic() - began
     assert child.result() == (0, FRESH, 1)
-    assert took < 10 * _fork.MOMENT
+    assert took < 10 * _fork.MOMENT < PATIENCE
     gate.set()
     assert waiter.result() == "SELECT 3"
     assert driver.counts["connect"] == 1
@@ -399,19 +400,18 @@ def test_the_pipe_is_closed_in_the_child(make: Make) -> None:
 
 def test_idle_threads_end_before_a_fork_and_come_back(make: Make, clock: Clock) -> None:
     """No thread of an idle pool is there when a fork is made; afterwards all goes on."""
-    eventually(lambda: all(t.gone() for t in list(_fork._threads)), "earlier pools' threads")
-    alone = threads()
+    others = threads()
     pools = [make(min_size=1, max_size=2, max_idle_time=60.0) for _ in range(3)]
     for pool in pools:
         filled(pool)
         held = [pool.acquire(PATIENCE) for _ in range(2)]
         for lease in held:
             lease.release()
-    assert threads() >= alone + 6
+    assert len(threads() - others) >= 6
     _fork._before()
     at_fork = threads()
     _fork._after_in_parent()
-    assert at_fork == alone
+    assert at_fork <= others
     clock.now += 61.0
     for pool in pools:  # needs a keeper
         pool._house.keeper.tend()
@@ -655,10 +655,11 @@ def test_no_warning_of_threads() -> None:
     run_script(
         """
         import logging, os
-        from fastpool import Pool
+        from fastpool import Pool, _fork
         from fastpool.testing import StubDriver
 
         logging.disable()
+        _fork.MOMENT = 10.0  # on a busy machine
         failing = StubDriver()
         failing.fail("connect", times=10**6)
         pools = [Pool(driver=StubDriver(), min_size=3), Pool(driver=failing, min_size=1)]
