@@ -421,6 +421,31 @@ def test_idle_threads_end_before_a_fork_and_come_back(make: Make, clock: Clock) 
         lease.release()
 
 
+def test_a_fork_waits_for_threads_to_end() -> None:
+    """A thread that was asked to end, and takes its time, is gone when the fork is made."""
+    asked = threading.Event()
+    ended: list[bool] = []
+
+    class Room:
+        def before_fork(self) -> None:
+            asked.set()
+
+        def after_fork_in_parent(self) -> None: ...
+
+        def after_fork_in_child(self) -> None: ...
+
+    def run() -> None:
+        asked.wait(PATIENCE)
+        time.sleep(0.05)
+        ended.append(True)
+
+    room = Room()
+    _fork.register(room)
+    _fork.start_thread(run)
+    Child(lambda: None).result()
+    assert ended
+
+
 def test_asked_for_while_a_fork_is_made(make: Make, spawn: Spawn) -> None:
     """Who comes between the threads' end and the fork is served after it."""
     pool, new = make(), make()
