@@ -10,6 +10,8 @@ from types import ModuleType
 import pytest
 from support import need
 
+from fastpool import _fork
+
 MODULES = {"c": "fastpool._core", "python": "fastpool._core_py"}
 
 
@@ -58,3 +60,11 @@ def load(impl: str) -> ModuleType:
 def core(request: pytest.FixtureRequest) -> ModuleType:
     """Each core in turn: the module."""
     return load(request.param)
+
+
+@pytest.fixture
+def patient_forks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forks wait for idle threads as long as a busy machine takes to end them. A test
+    that says it forks beside others (``filterwarnings``) waits no longer than users do."""
+    if request.node.get_closest_marker("filterwarnings") is None:
+        monkeypatch.setattr(_fork, "MOMENT", 10.0)

@@ -1427,7 +1427,7 @@ FORK = [
         "fastpool/_fork.py",
         "    while not all(",
         "    while False and not all(",
-        "tests/pool/test_fork.py::test_idle_threads_end_before_a_fork_and_come_back",
+        "tests/pool/test_fork.py::test_a_fork_waits_for_threads_to_end",
     ),
     Mutant(
         "keeper-is-gone-after-a-fork",

@@ -28,6 +28,7 @@ from fastpool.drivers import _socket
 from fastpool.testing import FaultProxy, LocalPostgres
 
 need(hasattr(os, "register_at_fork"), "fork()")
+pytestmark = pytest.mark.usefixtures("patient_forks")
 
 beside_threads = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 import pytest
-from pool.kit import eventually
+from pool.kit import eventually, knocking
 from support import need
 
 from fastpool import ConnectionReleased, Pool, PoolClosed, PoolError, TransactionAborted
@@ -155,29 +155,18 @@ def collecting_often() -> Iterator[None]:
 @pytest.mark.parametrize("released", [False, True])
 def test_a_handler_that_closes_the_pool(make: Make, released: bool) -> None:
     """A pool may be closed while its thread waits for it, or has just been served."""
-    need(hasattr(signal, "pthread_kill"), "pthread_kill()")
     pool = make(max_size=1)
     lease = pool.acquire()
 
-    def handle(number: int, frame: FrameType | None) -> None:
+    def close() -> None:
         if released:
             lease.release()
         pool.close(0.01)
 
-    def knock() -> None:
-        eventually(lambda: pool.stats().waiting == 1)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
-
-    before = signal.signal(signal.SIGUSR1, handle)
-    thread = threading.Thread(target=knock)
-    try:
-        thread.start()
-        # Released first, the connection was the waiter's, and then taken away.
-        with pytest.raises(ConnectionReleased if released else PoolClosed):
-            pool.run("SELECT 1")
-    finally:
-        thread.join()
-        signal.signal(signal.SIGUSR1, before)
+    # Released first, the connection was the waiter's, and then taken away.
+    told = pytest.raises(ConnectionReleased if released else PoolClosed)
+    with knocking(lambda: pool.stats().waiting == 1, close), told:
+        pool.run("SELECT 1")
     lease.release()
     assert pool.stats().size == pool.stats().waiting == 0
 
