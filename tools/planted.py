@@ -28,6 +28,7 @@ class Mutant(NamedTuple):
 CORE = "fastpool/_core.pyx"
 TURNAROUND = "fastpool/_turnaround.py"
 KEEPER = "fastpool/_keeper.py"
+HOUSE = "fastpool/_house.py"
 OPENER = "fastpool/_opener.py"
 POOL = "fastpool/pool.py"
 CONFIG = "fastpool/config.py"
@@ -37,7 +38,6 @@ RETRY = "fastpool/retry.py"
 POOL_TESTS = "tests/pool/test_deadlines.py::"
 SERVER_TESTS = "tests/integration/test_deadlines.py::"
 DIAGNOSIS = "fastpool/_diagnosis.py"
-HOUSE = "fastpool/_house.py"
 HOSTS = "fastpool/_hosts.py"
 LIVENESS = "fastpool/_liveness.py"
 
@@ -1010,6 +1010,162 @@ DEADLINES = [
     ),
 ]
 
+FORK = [
+    Mutant(
+        "leases-live-on-in-a-child",
+        CORE,
+        """\
+            entry.status = CLOSED
+            entry.holder = 0
+            entry.reason = "forked"
+""",
+        """\
+            entry.status = CLOSED
+            entry.reason = "forked"
+""",
+        "tests/core/test_fork.py::test_leases_are_dead",
+    ),
+    Mutant(
+        "cursors-live-on-in-a-child",
+        CORE,
+        """\
+            entry.reason = "forked"
+            entry.state.serial = (entry.state.serial | 1) + 1
+""",
+        """\
+            entry.reason = "forked"
+""",
+        "tests/core/test_fork.py::test_leases_are_dead",
+    ),
+    Mutant(
+        "child-serves-the-parents-waiters",
+        CORE,
+        "mine = [waiter for waiter in self.waiters() if waiter.thread == me]",
+        "mine = self.waiters()",
+        "tests/core/test_fork.py::test_waiters_of_other_threads_are_gone",
+    ),
+    Mutant(
+        "child-counts-what-the-parent-did",
+        CORE,
+        """\
+        self.histogram = [0] * BUCKETS
+        return connections
+""",
+        """\
+        return connections
+""",
+        "tests/core/test_fork.py::test_counters_start_at_zero",
+    ),
+    Mutant(
+        "lock-stays-taken-in-a-child",
+        CORE,
+        """\
+            if not cython.compiled:
+                entry.state.unlock()
+""",
+        "",
+        "tests/core/test_locked.py::test_locks_that_a_fork_has_left_taken",
+    ),
+    Mutant(
+        "child-ends-the-parents-sessions",
+        "fastpool/drivers/_socket.py",
+        """\
+    for sock in list(_made):
+        sock.close()
+""",
+        """\
+    for sock in list(_made):
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        sock.close()
+""",
+        "tests/integration/test_fork.py::test_idle_and_held",
+    ),
+    Mutant(
+        "child-keeps-sockets-of-dials",
+        "fastpool/drivers/_socket.py",
+        """\
+    _made.add(sock)
+    try:
+        for option""",
+        """\
+    try:
+        for option""",
+        "tests/integration/test_fork.py::test_beside_a_dial",
+    ),
+    Mutant(
+        "child-rings-the-parents-bell",
+        HOUSE,
+        """\
+        self.disposed = self.keeper.wake
+        for listener""",
+        """\
+        for listener""",
+        "tests/pool/test_fork.py::test_fork_beside_a_busy_keeper",
+    ),
+    Mutant(
+        "no-keeper-in-a-child",
+        KEEPER,
+        "        opener.on_thread = self.start\n",
+        "",
+        "tests/pool/test_fork.py::test_fork_beside_a_busy_keeper",
+    ),
+    Mutant(
+        "listener-lives-on-in-a-child",
+        HOUSE,
+        "            listener.abandon()\n",
+        "            pass\n",
+        "tests/pool/test_fork.py::test_a_listener_is_closed_in_the_child",
+    ),
+    Mutant(
+        "driver-stays-locked-in-a-child",
+        HOUSE,
+        "        self.driver.forked()\n",
+        "",
+        "tests/pool/test_fork.py::test_fork_beside_locks",
+    ),
+    Mutant(
+        "fork-does-not-wait-for-threads",
+        "fastpool/_fork.py",
+        "    while not all(",
+        "    while False and not all(",
+        "tests/pool/test_fork.py::test_a_fork_waits_for_threads_to_end",
+    ),
+    Mutant(
+        "keeper-is-gone-after-a-fork",
+        KEEPER,
+        """\
+            try:
+                self.start()
+""",
+        """\
+            try:
+                pass
+""",
+        "tests/pool/test_fork.py::test_idle_threads_end_before_a_fork_and_come_back",
+    ),
+    Mutant(
+        "asked-for-during-a-fork-and-forgotten",
+        OPENER,
+        """\
+        if not self._stopped and self._core.deficit() > 0:
+            self._start()
+
+""",
+        "\n",
+        "tests/pool/test_fork.py::test_asked_for_while_a_fork_is_made",
+    ),
+    Mutant(
+        "fork-cuts-the-backoff-short",
+        OPENER,
+        """\
+        if self._pausing:
+            return  # a fork, not a caller
+""",
+        "",
+        "tests/pool/test_fork.py::test_forks_do_not_hurry_the_backoff",
+    ),
+]
+
 # Those of tests/integration need a PgBouncer.
 POOLER = [
     Mutant(
@@ -1306,162 +1462,6 @@ EXPLAINING = [
         "return not lives(self.who >> 1)",
         "return False",
         "tests/pool/test_explain.py::test_leaked_by_a_thread_that_ended",
-    ),
-]
-
-FORK = [
-    Mutant(
-        "leases-live-on-in-a-child",
-        CORE,
-        """\
-            entry.status = CLOSED
-            entry.holder = 0
-            entry.reason = "forked"
-""",
-        """\
-            entry.status = CLOSED
-            entry.reason = "forked"
-""",
-        "tests/core/test_fork.py::test_leases_are_dead",
-    ),
-    Mutant(
-        "cursors-live-on-in-a-child",
-        CORE,
-        """\
-            entry.reason = "forked"
-            entry.state.serial = (entry.state.serial | 1) + 1
-""",
-        """\
-            entry.reason = "forked"
-""",
-        "tests/core/test_fork.py::test_leases_are_dead",
-    ),
-    Mutant(
-        "child-serves-the-parents-waiters",
-        CORE,
-        "mine = [waiter for waiter in self.waiters() if waiter.thread == me]",
-        "mine = self.waiters()",
-        "tests/core/test_fork.py::test_waiters_of_other_threads_are_gone",
-    ),
-    Mutant(
-        "child-counts-what-the-parent-did",
-        CORE,
-        """\
-        self.histogram = [0] * BUCKETS
-        return connections
-""",
-        """\
-        return connections
-""",
-        "tests/core/test_fork.py::test_counters_start_at_zero",
-    ),
-    Mutant(
-        "lock-stays-taken-in-a-child",
-        CORE,
-        """\
-            if not cython.compiled:
-                entry.state.unlock()
-""",
-        "",
-        "tests/core/test_locked.py::test_locks_that_a_fork_has_left_taken",
-    ),
-    Mutant(
-        "child-ends-the-parents-sessions",
-        "fastpool/drivers/_socket.py",
-        """\
-    for sock in list(_made):
-        sock.close()
-""",
-        """\
-    for sock in list(_made):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
-        sock.close()
-""",
-        "tests/integration/test_fork.py::test_idle_and_held",
-    ),
-    Mutant(
-        "child-keeps-sockets-of-dials",
-        "fastpool/drivers/_socket.py",
-        """\
-    _made.add(sock)
-    try:
-        for option""",
-        """\
-    try:
-        for option""",
-        "tests/integration/test_fork.py::test_beside_a_dial",
-    ),
-    Mutant(
-        "child-rings-the-parents-bell",
-        HOUSE,
-        """\
-        self.disposed = self.keeper.wake
-        for listener""",
-        """\
-        for listener""",
-        "tests/pool/test_fork.py::test_fork_beside_a_busy_keeper",
-    ),
-    Mutant(
-        "no-keeper-in-a-child",
-        KEEPER,
-        "        opener.on_thread = self.start\n",
-        "",
-        "tests/pool/test_fork.py::test_fork_beside_a_busy_keeper",
-    ),
-    Mutant(
-        "listener-lives-on-in-a-child",
-        HOUSE,
-        "            listener.abandon()\n",
-        "            pass\n",
-        "tests/pool/test_fork.py::test_a_listener_is_closed_in_the_child",
-    ),
-    Mutant(
-        "driver-stays-locked-in-a-child",
-        HOUSE,
-        "        self.driver.forked()\n",
-        "",
-        "tests/pool/test_fork.py::test_fork_beside_locks",
-    ),
-    Mutant(
-        "fork-does-not-wait-for-threads",
-        "fastpool/_fork.py",
-        "    while not all(",
-        "    while False and not all(",
-        "tests/pool/test_fork.py::test_a_fork_waits_for_threads_to_end",
-    ),
-    Mutant(
-        "keeper-is-gone-after-a-fork",
-        KEEPER,
-        """\
-            try:
-                self.start()
-""",
-        """\
-            try:
-                pass
-""",
-        "tests/pool/test_fork.py::test_idle_threads_end_before_a_fork_and_come_back",
-    ),
-    Mutant(
-        "asked-for-during-a-fork-and-forgotten",
-        OPENER,
-        """\
-        if not self._stopped and self._core.deficit() > 0:
-            self._start()
-
-""",
-        "\n",
-        "tests/pool/test_fork.py::test_asked_for_while_a_fork_is_made",
-    ),
-    Mutant(
-        "fork-cuts-the-backoff-short",
-        OPENER,
-        """\
-        if self._pausing:
-            return  # a fork, not a caller
-""",
-        "",
-        "tests/pool/test_fork.py::test_forks_do_not_hurry_the_backoff",
     ),
 ]
 
@@ -1804,10 +1804,10 @@ MUTANTS = [
     *SETTINGS,
     *DRIVER,
     *DEADLINES,
+    *FORK,
     *POOLER,
     *HIDDEN,
     *EXPLAINING,
-    *FORK,
     *TIME_LIMITS,
     *MATRIX,
     *INTERRUPTS,
