@@ -3,10 +3,10 @@ of the others.
 
 Each host is *up*, *suspect* (one of its connections was ended in a way that
 concerns them all) or *down* (a dial failed, or a second connection said the same);
-``_NEXT`` is the whole of it. A host that is down is tried last until it answers,
-and not before the time that its last failure took has passed again: one that
-refuses at once may be asked at once, one that let a dial run into its limit keeps
-the next dials for others. When all are down, all whose time has come are tried.
+``_NEXT`` is the whole of it. A host that is down is tried last until it answers;
+one that let a dial run into its limit, not before that time has passed again, so
+that the next dials are for others. When all are down, all whose time has come are
+tried.
 
 The order is the connection string's, or a new one at random each time
 (``load_balance_hosts``). Every dial looks names up afresh.
@@ -73,7 +73,7 @@ class Health(NamedTuple):
     """The connection that gave the last proof; 0 when there is none: while up."""
     witnessed: float = 0.0
     cost: float = 0.0
-    """Seconds that the last failed attempt took; 0 unless down."""
+    """Seconds that the last attempt waited for nothing; 0 unless down."""
     until: float = 0.0
     """Not tried before this time, if another can be; 0 unless down."""
     recovered: float = 0.0
@@ -157,11 +157,11 @@ class Hosts:
             recovered = max(began, health.recovered)
             self._health[index] = Health(_NEXT[health.status, ANSWERED], recovered=recovered)
 
-    def failed(self, index: int, took: float, now: float) -> None:
-        """Host *index* did not, in an attempt of *took* seconds."""
+    def failed(self, index: int, cost: float, now: float) -> None:
+        """Host *index* did not; *cost*: the seconds that were spent on its silence."""
         health = self._health[index]
         self._health[index] = health._replace(
-            status=_NEXT[health.status, FAILED], cost=took, until=now + took
+            status=_NEXT[health.status, FAILED], cost=cost, until=now + cost
         )
 
     def proof(self, index: int, witness: int, born: float, now: float) -> Verdict:

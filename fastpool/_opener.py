@@ -356,7 +356,9 @@ class Opener:
                 conn = self._dial_host(state, index)
                 self._want_role(conn, index, wanted)
             except Exception as error:
-                self._hosts.failed(index, now() - tried, now())
+                # One that answers, whatever it says, costs nothing to ask again.
+                cost = now() - tried if isinstance(error, TimeoutError) else 0.0
+                self._hosts.failed(index, cost, now())
                 last = error
                 if self._driver.sqlstate(error) == "57P03":
                     self._turnaround.liveness.leaving(index)

@@ -658,7 +658,7 @@ DIALLING = [
     Mutant(
         "dead-host-is-tried-first",
         OPENER,
-        "                self._hosts.failed(index, now() - tried, now())\n",
+        "                self._hosts.failed(index, cost, now())\n",
         "",
         "tests/pool/test_dialling.py::test_hosts_are_tried_in_turn",
     ),
