@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from pg8000.exceptions import InterfaceError
+
 import fastpool
 from fastpool import (
     ConnectionBusy,
@@ -735,11 +737,10 @@ class Worker:
             try:
                 time.sleep(pause)
                 lease.cancel()
-            except ConnectionReleased:
-                pass
+            except (ConnectionReleased, InterfaceError, OSError):
+                pass  # too late, or its own connection to the server failed
             except Exception as error:
-                if not isinstance(error, OSError) and not self._is_expected_elsewhere(error):
-                    self.world.found("lease.cancel(): unexpected error", error)
+                self.world.found("lease.cancel(): unexpected error", error)
             finally:
                 over.release()
 
