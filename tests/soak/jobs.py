@@ -144,14 +144,18 @@ class Worker:
                     self.open = True
                     self._turn()
                 finally:
-                    with self.aim:  # nobody aims at this thread from here on
-                        self.open = False
-                    for _ in range(3):
-                        pass  # an interrupt that is under way comes here at the latest
+                    self.shield()
             except Interrupt as error:
                 self.hit(error)
             except Exception as error:
                 self._judge(error, time.monotonic())
+
+    def shield(self) -> None:
+        """No interrupt comes to this thread from here on."""
+        with self.aim:
+            self.open = False
+        for _ in range(3):
+            pass  # one that is under way comes here at the latest
 
     def _turn(self) -> None:
         job = self.rng.choices(JOBS, WEIGHTS)[0]
@@ -583,11 +587,17 @@ class Worker:
         self.got(target)
         self.caused["lease dropped without release"] += 1
         self.token(target, lease)
-        if self.rng.random() < 0.3:
+        in_cycle, collected = self.rng.random() < 0.3, self.rng.random() < 0.5
+        if fastpool.__impl__ == "python":
+            # What is raised at the entry of a finalizer ends it: Python has no second
+            # one, so the interpreted core cannot give back what that lease held.
+            self.shield()
+            collected = True
+        if in_cycle:
             cycle: list[Any] = [lease]
             cycle.append(cycle)
             del cycle
-            if self.rng.random() < 0.5:
+            if collected:
                 self.caused["gc.collect with dropped leases"] += 1
                 del lease
                 gc.collect()
