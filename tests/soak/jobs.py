@@ -204,6 +204,8 @@ class Worker:
             over = max(over, now - begun - asked)
             if timeout != asked:
                 self.world.found(f"{self.job}: timeout={asked} was taken for {timeout}", error)
+        if timeout == 0:
+            over -= self.patience(self._target)
         told = f"{self.job} on {self._target.name}, timeout {timeout:.3f} s: {error}"
         self.world.overshoots.append((begun, now, over, told))
 
@@ -228,6 +230,12 @@ class Worker:
         return closed or kind_of(error) == "InterfaceError: network error"
 
     # -- parts of jobs ---------------------------------------------------------
+
+    @staticmethod
+    def patience(target: Target) -> float:
+        """Seconds that a caller who only tries may take: it waits for no connection, but
+        for the answers of those that are idle."""
+        return float(target.pool.config.ping_timeout * target.max_size)
 
     def pick(self) -> Target:
         """A pool for this job."""
@@ -544,8 +552,9 @@ class Worker:
         lease = target.pool.try_acquire()
         if lease is None:
             tally.nothing += 1
-            over = time.monotonic() - began
-            self.world.overshoots.append((began, began + over, over, "try_acquire"))
+            ended = time.monotonic()
+            over = ended - began - self.patience(target)
+            self.world.overshoots.append((began, ended, over, "try_acquire"))
             return
         self.got(target)
         try:
