@@ -272,8 +272,10 @@ class Watchman(threading.Thread):
                 asks = asked is not None and asked[0] is target and asked[1] < handed
                 if asks and worker.asking is asked:
                     self._world.found(f"a waiter of {target.name} was not woken: {holder}")
-                elif holder.age > _HELD and worker.since > handed:
-                    self._world.found(f"a connection of {target.name} was lost: {holder}")
+                elif holder.age > _HELD and worker.since > handed and not asks:
+                    lost = f"a connection of {target.name} was lost: {holder.site}"
+                    if not any(lost in finding for finding in self._world.findings):
+                        self._world.found(lost)
 
     def judge_waits(self, before: float) -> None:
         """Those that ended before that time: the control has been seen around them."""
