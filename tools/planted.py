@@ -1133,6 +1133,13 @@ INTERRUPTS = [
         "tests/pool/test_interrupts.py::test_at_every_point[run-everything-on]",
     ),
     Mutant(
+        "discarded-statements-are-remembered",
+        "fastpool/drivers/pg8000.py",
+        "        conn._statement_nums.clear()\n",
+        "",
+        "tests/integration/test_session_state.py::test_names_of_statements_begin_again",
+    ),
+    Mutant(
         "retired-but-not-told",
         CORE,
         """\
