@@ -99,6 +99,16 @@ def test_cycles_that_drop_leases(make: MakeRig) -> None:
     rig.check_serves()
 
 
+@pytest.fixture
+def _frozen() -> Iterator[None]:
+    """Each collection looks at what the test made, and nothing else."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.mark.usefixtures("_frozen")
 def test_connections_that_die(make: MakeRig) -> None:
     """A connection whose death takes another one, inside the taking of that one."""
     rig = make(max_size=3, vets=True)
