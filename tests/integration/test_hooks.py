@@ -219,7 +219,7 @@ def test_a_rollback_without_an_answer_is_given_up(
     make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A release waits for its rollback a bounded time, and the connection is closed."""
-    monkeypatch.setattr(_turnaround, "_ROLLBACK", 0.2)
+    monkeypatch.setattr(_turnaround, "_ANSWER", 0.2)
     pool = make_pool(max_size=1, close_timeout=0.2)
     lease = pool.acquire()
     lease.run("BEGIN")
