@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
@@ -41,6 +42,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items=[i for i in items if i.get_closest_marker("c_extension")]
         )
         items[:] = [item for item in items if not item.get_closest_marker("c_extension")]
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Whatever there is before the first test stays: no garbage collection need look at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def load(impl: str) -> ModuleType:

@@ -868,6 +868,22 @@ def test_tls_wrong_name(
         connect(pg, proxy, trusting_context(ca), "localhost")
 
 
+def test_client_certificate(
+    pg: LocalPostgres, ca: Certificate, certificate: Certificate, tmp_path: Path
+) -> None:
+    """With client_ca only clients with a certificate of its come through."""
+    own = make_certificate(tmp_path, ["client.test"], ca)
+    context = trusting_context(ca)
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # 1.3 refuses after the handshake
+    with FaultProxy(pg, tls=certificate, client_ca=ca.certfile) as proxy:
+        with pytest.raises(ssl.SSLError, match="HANDSHAKE_FAILURE"):
+            connect(pg, proxy, context)
+        context.load_cert_chain(*own)
+        connection = connect(pg, proxy, context)
+        assert connection.run("SELECT 1") == [[1]]
+        connection.close()
+
+
 def test_direct_tls(trusting: LocalPostgres, ca: Certificate, certificate: Certificate) -> None:
     """A client may begin with TLS, and is told PostgreSQL's protocol by ALPN."""
     context = trusting_context(ca)
@@ -991,6 +1007,7 @@ def test_without_openssl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (lambda p: p.fatal("57P01", "a\0b"), "message"),
         (lambda p: FaultProxy("postgresql://localhost/"), "target"),
         (lambda p: FaultProxy("localhost:5432"), "target"),
+        (lambda p: FaultProxy(("127.0.0.1", 1), client_ca="ca.crt"), "client_ca"),
     ],
 )
 def test_bad_arguments(call: Callable[[FaultProxy], object], name: str) -> None:

@@ -30,14 +30,14 @@ TURNAROUND = "fastpool/_turnaround.py"
 KEEPER = "fastpool/_keeper.py"
 OPENER = "fastpool/_opener.py"
 POOL = "fastpool/pool.py"
-HOSTS = "fastpool/_hosts.py"
-LIVENESS = "fastpool/_liveness.py"
 CONFIG = "fastpool/config.py"
 WIRE = "fastpool/drivers/_wire.py"
 DEADLINE = "fastpool/_deadline.py"
 RETRY = "fastpool/retry.py"
 POOL_TESTS = "tests/pool/test_deadlines.py::"
 SERVER_TESTS = "tests/integration/test_deadlines.py::"
+HOSTS = "fastpool/_hosts.py"
+LIVENESS = "fastpool/_liveness.py"
 HOUSE = "fastpool/_house.py"
 DIAGNOSIS = "fastpool/_diagnosis.py"
 
@@ -864,6 +864,114 @@ DRIVER = [
     ),
 ]
 
+TIME_LIMITS = [
+    Mutant(
+        "ping-outlasts-its-caller",
+        TURNAROUND,
+        "patience = max(limit - now, _SHORTEST_PING)",
+        "patience = math.inf",
+        "tests/integration/test_timeouts.py::test_hung_ping",
+    ),
+    Mutant(
+        "ping-by-hand-has-all-the-time",
+        POOL,
+        "max(0.001, deadline - time.monotonic())",
+        "timeout",
+        "tests/integration/test_timeouts.py::test_hung_ping_after_a_wait",
+    ),
+    Mutant(
+        "each-look-has-all-the-time",
+        CORE,
+        "            limit = since + timeout\n",
+        "            limit = self.now() + timeout\n",
+        "tests/core/test_acquire.py::test_look_after_a_wait_has_the_rest",
+    ),
+    Mutant(
+        "late-caller-goes-on-looking",
+        CORE,
+        "        if self._coarse() >= limit:\n",
+        "        if self._coarse() > limit + timeout:\n",
+        "tests/core/test_acquire.py::test_no_look_after_the_callers_time",
+    ),
+    Mutant(
+        "drip-feeds-a-dial",
+        "fastpool/drivers/pg8000.py",
+        "            sock.limit = None if limit == math.inf else limit\n",
+        "            sock.settimeout(limit - time.monotonic())\n",
+        "tests/integration/test_timeouts.py::test_dial[dripping_handshake]",
+    ),
+    Mutant(
+        "name-resolution-without-a-limit",
+        "fastpool/drivers/_socket.py",
+        "if not lookup.done.wait(max(0.0, left)):",
+        "if not lookup.done.wait():",
+        "tests/integration/test_timeouts.py::test_dial[hung_name_resolution]",
+    ),
+    Mutant(
+        "no-user-timeout",
+        "fastpool/drivers/_socket.py",
+        '    "tcp_user_timeout": "TCP_USER_TIMEOUT",\n',
+        '    "tcp_user_timeout": "TCP_USER_TIMEOUT_",\n',
+        "tests/integration/test_timeouts.py::test_user_timeout",
+    ),
+    Mutant(
+        "keepalives-of-the-system",
+        "fastpool/drivers/_socket.py",
+        '    "keepalives_idle": "TCP_KEEPIDLE",\n',
+        '    "keepalives_idle": "TCP_KEEPIDLE_",\n',
+        "tests/integration/test_timeouts.py::test_keepalives",
+    ),
+]
+
+MATRIX = [
+    Mutant(
+        "dial-that-fails-for-long-keeps-its-slot",
+        OPENER,
+        """\
+        except BaseException as error:
+            self._core.forget(entry)
+            self._failed(error)
+""",
+        """\
+        except BaseException as error:
+            self._failed(error)
+""",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[error-left-alone]",
+    ),
+    Mutant(
+        "failed-after-connect-keeps-its-slot",
+        OPENER,
+        """\
+            self._core.adopt(entry, conn, fd)
+            self._core.retire(entry, entry.holder, "after_connect")
+""",
+        """\
+            self._core.adopt(entry, conn, fd)
+""",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
+    ),
+    Mutant(
+        "failing-before-close-ends-the-keeper",
+        KEEPER,
+        "except BaseException:  # nobody else would hear of it",
+        "except KeyError:",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
+    ),
+    Mutant(
+        "one-dial-too-many",
+        CORE,
+        """\
+            if wanted > self.ceiling - self.size:
+                wanted = self.ceiling - self.size
+""",
+        """\
+            if wanted > self.ceiling - self.size:
+                wanted = self.ceiling - self.size + 1
+""",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[slow-in-a-hurry]",
+    ),
+]
+
 DEADLINES = [
     Mutant(
         "deadline-ends-with-the-wait",
@@ -1007,6 +1115,49 @@ DEADLINES = [
         "if context.overtime:  # the server",
         "if False:  # the server",
         SERVER_TESTS + "test_copy_under_a_deadline",
+    ),
+]
+
+INTERRUPTS = [
+    Mutant(
+        "hook-mark-outlives-an-interrupt",
+        TURNAROUND,
+        """\
+        self._hooking.hook = name
+        try:
+            return hook(argument)
+""",
+        """\
+        self._hooking.hook = name
+        id(hook)
+        try:
+            return hook(argument)
+""",
+        "tests/pool/test_interrupts.py::test_at_every_point[run-everything-on]",
+    ),
+    Mutant(
+        "discarded-statements-are-remembered",
+        "fastpool/drivers/pg8000.py",
+        "        conn._statement_nums.clear()\n",
+        "",
+        "tests/integration/test_session_state.py::test_names_of_statements_begin_again",
+    ),
+    Mutant(
+        "retired-but-not-told",
+        CORE,
+        """\
+        except BaseException:
+            # An interrupt, perhaps just after the step: what is not told is not closed.
+            self.house.disposed()
+            raise
+        return True
+""",
+        """\
+        except KeyError:
+            raise
+        return True
+""",
+        "tests/pool/test_interrupts.py::test_at_every_point[given_up-plain]",
     ),
 ]
 
@@ -1618,150 +1769,6 @@ EXPLAINING = [
     ),
 ]
 
-TIME_LIMITS = [
-    Mutant(
-        "ping-outlasts-its-caller",
-        TURNAROUND,
-        "patience = max(limit - now, _SHORTEST_PING)",
-        "patience = math.inf",
-        "tests/integration/test_timeouts.py::test_hung_ping",
-    ),
-    Mutant(
-        "ping-by-hand-has-all-the-time",
-        POOL,
-        "max(0.001, deadline - time.monotonic())",
-        "timeout",
-        "tests/integration/test_timeouts.py::test_hung_ping_after_a_wait",
-    ),
-    Mutant(
-        "each-look-has-all-the-time",
-        CORE,
-        "            limit = since + timeout\n",
-        "            limit = self.now() + timeout\n",
-        "tests/core/test_acquire.py::test_look_after_a_wait_has_the_rest",
-    ),
-    Mutant(
-        "late-caller-goes-on-looking",
-        CORE,
-        "        if self._coarse() >= limit:\n",
-        "        if self._coarse() > limit + timeout:\n",
-        "tests/core/test_acquire.py::test_no_look_after_the_callers_time",
-    ),
-    Mutant(
-        "drip-feeds-a-dial",
-        "fastpool/drivers/pg8000.py",
-        "            sock.limit = None if limit == math.inf else limit\n",
-        "            sock.settimeout(limit - time.monotonic())\n",
-        "tests/integration/test_timeouts.py::test_dial[dripping_handshake]",
-    ),
-    Mutant(
-        "name-resolution-without-a-limit",
-        "fastpool/drivers/_socket.py",
-        "if not lookup.done.wait(max(0.0, left)):",
-        "if not lookup.done.wait():",
-        "tests/integration/test_timeouts.py::test_dial[hung_name_resolution]",
-    ),
-    Mutant(
-        "no-user-timeout",
-        "fastpool/drivers/_socket.py",
-        '    "tcp_user_timeout": "TCP_USER_TIMEOUT",\n',
-        '    "tcp_user_timeout": "TCP_USER_TIMEOUT_",\n',
-        "tests/integration/test_timeouts.py::test_user_timeout",
-    ),
-    Mutant(
-        "keepalives-of-the-system",
-        "fastpool/drivers/_socket.py",
-        '    "keepalives_idle": "TCP_KEEPIDLE",\n',
-        '    "keepalives_idle": "TCP_KEEPIDLE_",\n',
-        "tests/integration/test_timeouts.py::test_keepalives",
-    ),
-]
-
-MATRIX = [
-    Mutant(
-        "dial-that-fails-for-long-keeps-its-slot",
-        OPENER,
-        """\
-        except BaseException as error:
-            self._core.forget(entry)
-            self._failed(error)
-""",
-        """\
-        except BaseException as error:
-            self._failed(error)
-""",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[error-left-alone]",
-    ),
-    Mutant(
-        "failed-after-connect-keeps-its-slot",
-        OPENER,
-        """\
-            self._core.adopt(entry, conn, fd)
-            self._core.retire(entry, entry.holder, "after_connect")
-""",
-        """\
-            self._core.adopt(entry, conn, fd)
-""",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
-    ),
-    Mutant(
-        "failing-before-close-ends-the-keeper",
-        KEEPER,
-        "except BaseException:  # nobody else would hear of it",
-        "except KeyError:",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
-    ),
-    Mutant(
-        "one-dial-too-many",
-        CORE,
-        """\
-            if wanted > self.ceiling - self.size:
-                wanted = self.ceiling - self.size
-""",
-        """\
-            if wanted > self.ceiling - self.size:
-                wanted = self.ceiling - self.size + 1
-""",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[slow-in-a-hurry]",
-    ),
-]
-
-INTERRUPTS = [
-    Mutant(
-        "hook-mark-outlives-an-interrupt",
-        TURNAROUND,
-        """\
-        self._hooking.hook = name
-        try:
-            return hook(argument)
-""",
-        """\
-        self._hooking.hook = name
-        id(hook)
-        try:
-            return hook(argument)
-""",
-        "tests/pool/test_interrupts.py::test_at_every_point[run-everything-on]",
-    ),
-    Mutant(
-        "retired-but-not-told",
-        CORE,
-        """\
-        except BaseException:
-            # An interrupt, perhaps just after the step: what is not told is not closed.
-            self.house.disposed()
-            raise
-        return True
-""",
-        """\
-        except KeyError:
-            raise
-        return True
-""",
-        "tests/pool/test_interrupts.py::test_at_every_point[given_up-plain]",
-    ),
-]
-
 SOAK = [
     Mutant(
         "reset-before-tls-costs-a-descriptor",
@@ -1803,14 +1810,14 @@ MUTANTS = [
     *DIALLING,
     *SETTINGS,
     *DRIVER,
+    *TIME_LIMITS,
+    *MATRIX,
     *DEADLINES,
+    *INTERRUPTS,
     *FAILOVER,
     *FORK,
     *POOLER,
     *HIDDEN,
     *EXPLAINING,
-    *TIME_LIMITS,
-    *MATRIX,
-    *INTERRUPTS,
     *SOAK,
 ]

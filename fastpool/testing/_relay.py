@@ -942,12 +942,17 @@ def answer(serial: int, ok: bool, value: object) -> None:
         line = line[os.write(1, line) :]
 
 
-def main(target: str | list[Any], tls: list[str] | None) -> None:
+def main(target: str | list[Any], tls: list[str | None] | None) -> None:
     try:
         context = None
         if tls is not None:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*tls)
+            certificate, key, client_ca = tls
+            assert certificate is not None
+            context.load_cert_chain(certificate, key)
+            if client_ca is not None:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(client_ca)
             context.num_tickets = 0  # PostgreSQL sends none either
             context.set_alpn_protocols(["postgresql"])
         if isinstance(target, str):

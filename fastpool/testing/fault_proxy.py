@@ -91,6 +91,8 @@ class FaultProxy:
     *tls*: the files of a PEM certificate and its key; clients that ask for TLS then
     get it, by SSLRequest or directly, others go on without. See
     :func:`make_certificate`.
+    *client_ca*: the file of a PEM certificate; with *tls*, clients then have to show one
+    of their own that it has signed.
 
     Nothing happens before :meth:`start`, which ``with`` calls. The proxy listens on
     ``host`` and ``port``; each client's connection is one to the server. One that
@@ -113,14 +115,22 @@ class FaultProxy:
 
     host: Final = "127.0.0.1"
 
-    def __init__(self, target: Target, *, tls: tuple[File, File] | None = None) -> None:
+    def __init__(
+        self,
+        target: Target,
+        *,
+        tls: tuple[File, File] | None = None,
+        client_ca: File | None = None,
+    ) -> None:
         if not isinstance(target, LocalPostgres | tuple) and not os.path.isabs(target):
             raise ValueError(
                 "target must be a LocalPostgres, (host, port) or the absolute path of a "
                 f"unix socket, not {target!r}"
             )
         self._target: Final = target
-        self._tls: Final = tls
+        if client_ca is not None and tls is None:
+            raise ValueError("client_ca must come with tls")
+        self._tls: Final = tls if tls is None else (*tls, client_ca)
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._serial = 0
@@ -159,7 +169,7 @@ class FaultProxy:
             if self._port is not None:
                 raise FaultProxyError("the proxy is closed")
             self._owner = os.getpid()
-            tls = None if self._tls is None else [os.path.abspath(file) for file in self._tls]
+            tls = self._tls and [file and os.path.abspath(file) for file in self._tls]
             # Isolated and without site-packages: nothing of the caller's is imported.
             command: list[File] = [sys.executable, "-I", "-S", _PROGRAM]
             self._process = subprocess.Popen(

@@ -13,6 +13,7 @@ from drivers.kit import Certificates, State
 from support import need
 
 from fastpool.drivers import pg8000
+from fastpool.testing import FaultProxy
 from fastpool.testing.local_postgres import LocalPostgres
 
 
@@ -40,6 +41,20 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Made with the openssl command."""
     need(shutil.which("openssl"), "no openssl command")
     return Certificates(tmp_path_factory.mktemp("certificates"))
+
+
+@pytest.fixture
+def proxy(server: LocalPostgres) -> Iterator[FaultProxy]:
+    """A proxy in front of the server, with faults and counters of its own."""
+    with FaultProxy(server) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="session")
+def tls_proxy(server: LocalPostgres, certificates: Certificates) -> Iterator[FaultProxy]:
+    """The server with TLS, by the certificate for ``localhost``; without a fault."""
+    with FaultProxy(server, tls=certificates.pair) as proxy:
+        yield proxy
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""What the driver talks to in its tests: a state object, a proxy, a scripted server."""
+"""What the driver talks to in its tests: a state object, a scripted server."""
 
 from __future__ import annotations
 
@@ -106,44 +106,6 @@ class Listener:
 
     def serve(self, client: Any) -> None:
         raise NotImplementedError
-
-
-class Proxy(Listener):
-    """Passes bytes on, and counts flights: how often the client's turn began.
-
-    With *context* it ends TLS, as a server with ``ssl = on`` would.
-    """
-
-    def __init__(self, port: int, context: ssl.SSLContext | None = None) -> None:
-        self.target = "127.0.0.1", port
-        self.context = context
-        self.flights = 0
-        self._last = "server"
-        super().__init__()
-
-    def serve(self, client: Any) -> None:
-        if self.context is not None:
-            if client.recv(8, socket.MSG_PEEK)[4:] == b"\x04\xd2\x16\x2f":
-                client.recv(8)
-                client.sendall(b"S")
-            if client.recv(1, socket.MSG_PEEK) == b"\x16":
-                client = self.keep(self.context.wrap_socket(client, server_side=True))
-        with client, self.keep(socket.create_connection(self.target)) as server:
-            back = threading.Thread(target=self._pump, args=(server, client, "server"), daemon=True)
-            back.start()
-            self._pump(client, server, "client")
-            back.join()
-
-    def _pump(self, source: Any, sink: Any, who: str) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if who != self._last:
-                    self._last = who
-                    self.flights += who == "client"
-                sink.sendall(data)
-        with contextlib.suppress(OSError):
-            # Not TLS's own way to end, but what a crash looks like, too.
-            socket.socket.shutdown(sink, socket.SHUT_WR)
 
 
 def message(code: bytes, body: bytes = b"") -> bytes:
@@ -279,13 +241,15 @@ class Certificates:
     def key(self, certificate: Path) -> Path:
         return certificate.with_suffix(".key")
 
-    def context(self, client_root: Path | None = None) -> ssl.SSLContext:
+    @property
+    def pair(self) -> tuple[Path, Path]:
+        """The server's certificate and its key."""
+        return self.server, self.key(self.server)
+
+    def context(self) -> ssl.SSLContext:
         """A server's, with the certificate for ``localhost``."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.server, self.key(self.server))
-        if client_root is not None:
-            context.verify_mode = ssl.CERT_REQUIRED
-            context.load_verify_locations(client_root)
+        context.load_cert_chain(*self.pair)
         return context
 
     def _openssl(self, *arguments: object) -> None:

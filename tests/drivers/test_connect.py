@@ -21,7 +21,6 @@ import pg8000.native
 import pytest
 from drivers.kit import (
     Certificates,
-    Proxy,
     Script,
     State,
     error_response,
@@ -34,6 +33,7 @@ from fastpool.drivers._tls import Contexts
 from fastpool.drivers.base import BUSY, CLOSED, DIRTY, LOCAL
 from fastpool.drivers.pg8000 import DBAPI, Native
 from fastpool.errors import ConfigError
+from fastpool.testing import FaultProxy
 from fastpool.testing.local_postgres import LocalPostgres
 
 DatabaseError, InterfaceError = pg8000.native.DatabaseError, pg8000.native.InterfaceError
@@ -340,17 +340,19 @@ def test_ping_of_a_server_that_does_not_answer(connect: Any) -> None:
 
 
 def test_verify_full_checks_the_name_and_verify_ca_does_not(
-    connect: Any, server: LocalPostgres, certificates: Certificates, home: Path
+    connect: Any, tls_proxy: FaultProxy, certificates: Certificates, home: Path
 ) -> None:
     """The certificate is for ``localhost`` only."""
-    changes = {"hostaddr": "127.0.0.1", "sslrootcert": str(certificates.root)}
-    with Proxy(server.port, certificates.context()) as proxy:
-        changes["port"] = str(proxy.port)
-        for host in ("other.example", "127.0.0.1"):
-            assert connect(host=host, sslmode="verify-ca", **changes).run("SELECT 1")
-            with pytest.raises(InterfaceError, match=r"(?i)mismatch") as caught:
-                connect(host=host, sslmode="verify-full", **changes)
-            assert Native().is_permanent(caught.value)
+    changes = {
+        "hostaddr": "127.0.0.1",
+        "port": str(tls_proxy.port),
+        "sslrootcert": str(certificates.root),
+    }
+    for host in ("other.example", "127.0.0.1"):
+        assert connect(host=host, sslmode="verify-ca", **changes).run("SELECT 1")
+        with pytest.raises(InterfaceError, match=r"(?i)mismatch") as caught:
+            connect(host=host, sslmode="verify-full", **changes)
+        assert Native().is_permanent(caught.value)
 
 
 def test_unix_sockets_are_never_encrypted(connect: Any, server: LocalPostgres) -> None:
@@ -384,11 +386,10 @@ def test_client_certificate(
     connect: Any, server: LocalPostgres, certificates: Certificates, home: Path
 ) -> None:
     """Shown when there is one; its key must be private."""
-    context = certificates.context(client_root=certificates.root)
     key = home / "key"
     key.write_bytes(certificates.key(certificates.client).read_bytes())
     key.chmod(0o600)
-    with Proxy(server.port, context) as proxy:
+    with FaultProxy(server, tls=certificates.pair, client_ca=certificates.root) as proxy:
         changes = {"port": proxy.port, "sslmode": "require", "sslkey": str(key)}
         conn = connect(sslcert=str(certificates.client), **changes)
         assert conn.run("SELECT 1") == [[1]]
@@ -656,29 +657,28 @@ def test_close_waits_until_the_server_has_closed(connect: Any, server: LocalPost
 
 
 def test_close_of_an_interrupted_connection_cancels_its_query(
-    connect: Any, server: LocalPostgres, certificates: Certificates, home: Path
+    connect: Any, server: LocalPostgres, tls_proxy: FaultProxy, home: Path
 ) -> None:
     """The backend is gone long before its statement would have ended, encrypted or not."""
     driver = Native()
     admin = connect()
-    with Proxy(server.port, certificates.context()) as proxy:
-        for changes in (
-            {},
-            {"host": str(server.socket_dir)},
-            {"port": proxy.port, "sslmode": "require"},
-        ):
-            conn = connect(driver, **changes)
-            (pid,) = conn.run("SELECT pg_backend_pid()")[0]
-            conn._usock.limit = time.monotonic() + 0.2
-            with pytest.raises(TimeoutError):
-                conn.run("SELECT pg_sleep(60)")
-            conn._usock.limit = None
-            assert conn._state.flags == DIRTY
-            assert backends(admin, pid) == 1
-            drain(driver.close(conn))
-            deadline = time.monotonic() + 2
-            while backends(admin, pid):
-                assert time.monotonic() < deadline
+    for changes in (
+        {},
+        {"host": str(server.socket_dir)},
+        {"port": tls_proxy.port, "sslmode": "require"},
+    ):
+        conn = connect(driver, **changes)
+        (pid,) = conn.run("SELECT pg_backend_pid()")[0]
+        conn._usock.limit = time.monotonic() + 0.2
+        with pytest.raises(TimeoutError):
+            conn.run("SELECT pg_sleep(60)")
+        conn._usock.limit = None
+        assert conn._state.flags == DIRTY
+        assert backends(admin, pid) == 1
+        drain(driver.close(conn))
+        deadline = time.monotonic() + 2
+        while backends(admin, pid):
+            assert time.monotonic() < deadline
 
 
 def test_close_while_another_thread_is_inside(connect: Any) -> None:

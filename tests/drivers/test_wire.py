@@ -17,12 +17,13 @@ from typing import Any
 
 import pg8000.native
 import pytest
-from drivers.kit import Certificates, Proxy, State
+from drivers.kit import State
 
 from fastpool.drivers._wire import _shut
 from fastpool.drivers.base import BUSY, CLOSED, DIRTY, FAILED, LOCAL, SESSION, TRANSACTION
 from fastpool.drivers.pg8000 import DBAPI, Native
 from fastpool.errors import ConnectionBusy, ConnectionReleased
+from fastpool.testing import FaultProxy
 from fastpool.testing.local_postgres import LocalPostgres
 
 DatabaseError, InterfaceError = pg8000.native.DatabaseError, pg8000.native.InterfaceError
@@ -210,13 +211,12 @@ def test_two_threads_are_refused_not_mixed_up(connect: Any) -> None:
 
 
 def test_half_closing_leaves_a_reader_its_encrypted_answer(
-    connect: Any, server: LocalPostgres, certificates: Certificates, home: Path
+    connect: Any, tls_proxy: FaultProxy, home: Path
 ) -> None:
     """A thread that reads under TLS is never given bytes that were not decrypted."""
-    with Proxy(server.port, certificates.context()) as proxy:
-        conn = connect(port=proxy.port, sslmode="require")
-        _shut(conn._usock, socket.SHUT_WR)
-        assert conn._usock.version() is not None
+    conn = connect(port=tls_proxy.port, sslmode="require")
+    _shut(conn._usock, socket.SHUT_WR)
+    assert conn._usock.version() is not None
 
 
 def failing(items: list[str]) -> Iterator[str]:
@@ -354,34 +354,33 @@ def test_notify_need_not_be_ascii(connect: Any, payload: str) -> None:
     assert in_step(conn)
 
 
-def flights(conn: Any, proxy: Proxy, work: Callable[[], object]) -> int:
-    before = proxy.flights
+def flights(proxy: FaultProxy, work: Callable[[], object]) -> int:
+    before = proxy.counters().flights
     work()
-    return proxy.flights - before
+    return proxy.counters().flights - before
 
 
-def test_each_statement_is_one_round_trip(connect: Any, params: dict[str, Any]) -> None:
+def test_each_statement_is_one_round_trip(connect: Any, proxy: FaultProxy) -> None:
     """Parameters, prepared statements, commit and rollback: one flight each."""
-    with Proxy(params["port"]) as proxy:
-        native = connect(port=proxy.port)
-        dbapi = connect(DBAPI(), port=proxy.port)
-        cursor = dbapi.cursor()
-        statement = native.prepare("SELECT :a::int")
-        for work, expected in (
-            (lambda: native.run("SELECT 1"), 1),
-            (lambda: native.run("SELECT :a::int, :b", a=1, b="x"), 1),
-            (lambda: statement.run(a=1), 1),
-            (lambda: native.prepare("SELECT 1"), 1),
-            (lambda: cursor.execute("SELECT %s", (1,)), 2),  # begin transaction
-            (lambda: cursor.execute("SELECT %s", (1,)), 1),
-            (dbapi.commit, 1),
-            (lambda: cursor.execute("SELECT 1"), 2),
-            (dbapi.rollback, 1),
-            (lambda: Native().discard(native, 5.0), 1),
-            (lambda: Native().ping(native, 1.0), 1),
-            (lambda: Native().restore(native), 0),
-        ):
-            assert flights(native, proxy, work) == expected
+    native = connect(port=proxy.port)
+    dbapi = connect(DBAPI(), port=proxy.port)
+    cursor = dbapi.cursor()
+    statement = native.prepare("SELECT :a::int")
+    for work, expected in (
+        (lambda: native.run("SELECT 1"), 1),
+        (lambda: native.run("SELECT :a::int, :b", a=1, b="x"), 1),
+        (lambda: statement.run(a=1), 1),
+        (lambda: native.prepare("SELECT 1"), 1),
+        (lambda: cursor.execute("SELECT %s", (1,)), 2),  # begin transaction
+        (lambda: cursor.execute("SELECT %s", (1,)), 1),
+        (dbapi.commit, 1),
+        (lambda: cursor.execute("SELECT 1"), 2),
+        (dbapi.rollback, 1),
+        (lambda: Native().discard(native, 5.0), 1),
+        (lambda: Native().ping(native, 1.0), 1),
+        (lambda: Native().restore(native), 0),
+    ):
+        assert flights(proxy, work) == expected
 
 
 def test_fatal_keeps_its_sqlstate(
@@ -412,14 +411,13 @@ def test_fatal_keeps_its_sqlstate(
                 conn.run("SELECT 1")
 
 
-def test_reset_by_the_peer_is_a_network_error(connect: Any, params: dict[str, Any]) -> None:
+def test_reset_by_the_peer_is_a_network_error(connect: Any, proxy: FaultProxy) -> None:
     """Not a bare ConnectionResetError; the statement fails with pg8000's InterfaceError."""
-    with Proxy(params["port"]) as proxy:
-        conn = connect(port=proxy.port)
-        threading.Timer(0.2, proxy.drop).start()
-        with pytest.raises(InterfaceError, match="network error"):
-            conn.run("SELECT pg_sleep(3)")
-        assert conn._state.flags & (DIRTY | CLOSED) == DIRTY | CLOSED
+    conn = connect(port=proxy.port)
+    threading.Timer(0.2, proxy.reset).start()
+    with pytest.raises(InterfaceError, match="network error"):
+        conn.run("SELECT pg_sleep(3)")
+    assert conn._state.flags & (DIRTY | CLOSED) == DIRTY | CLOSED
 
 
 def test_session_changes_are_seen(connect: Any) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from integration.kit import Admin, Proxy, eventually
+from integration.kit import Admin, eventually
 from support import need
 
 from fastpool import Pool
@@ -90,8 +90,7 @@ def make_pool(server: LocalPostgres, admin: Admin) -> Iterator[MakePool]:
 
 
 @pytest.fixture
-def proxy(server: LocalPostgres) -> Iterator[Proxy]:
+def proxy(server: LocalPostgres) -> Iterator[FaultProxy]:
     """A proxy in front of *server*."""
-    proxy = Proxy(server)
-    yield proxy
-    proxy.close()
+    with FaultProxy(server) as proxy:
+        yield proxy

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import socket
 import threading
 import time
 import traceback
@@ -15,16 +14,16 @@ from typing import Any
 import pg8000.native
 
 from fastpool import Pool
-from fastpool.testing import LocalPostgres
+from fastpool.testing import FaultProxy, LocalPostgres
 
 __all__ = [
     "FULL",
     "Admin",
     "Interrupt",
-    "Proxy",
     "eventually",
     "explained",
     "interrupt",
+    "plain_dsn",
     "report",
     "run_threads",
     "whole",
@@ -68,6 +67,11 @@ def explained(pool: Pool[Any], server: LocalPostgres) -> Iterator[None]:
             report("".join(traceback.format_exception(type(error), error, error.__traceback__)))
         report(f"the server's log:\n{server.log()[-4000:]}")
         raise
+
+
+def plain_dsn(proxy: FaultProxy) -> str:
+    """The server by way of *proxy*, without asking for TLS."""
+    return f"{proxy.dsn}?sslmode=disable"
 
 
 def run_threads(works: Iterable[Callable[[], object]], timeout: float = 90.0) -> None:
@@ -152,72 +156,3 @@ class Admin:
         """Whether a session with this application_name is executing a statement."""
         sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = :name AND state = 'active'"
         return bool(self.run(sql, name=name))
-
-
-class Proxy:
-    """A TCP proxy in front of the server that counts flights, and can go wrong.
-
-    A flight is everything one client sends until the server answers: there are
-    as many round trips as flights. Counted over all connections.
-    """
-
-    def __init__(self, server: LocalPostgres) -> None:
-        self._server = server
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._clients: list[socket.socket] = []
-        self._servers: list[socket.socket] = []
-        self._frozen = False
-        self._cut: set[socket.socket] = set()
-        self.flights = 0
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    @property
-    def dsn(self) -> str:
-        """The server by way of this proxy."""
-        port = self._listener.getsockname()[1]
-        return f"postgresql://{self._server.user}@127.0.0.1:{port}/postgres?sslmode=disable"
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection((self._server.host, self._server.port))
-                self._clients.append(client)
-                self._servers.append(server)
-                speaker = [server]  # who spoke last
-                for pair in ((client, server), (server, client)):
-                    threading.Thread(target=self._copy, args=(*pair, speaker), daemon=True).start()
-
-    def _copy(
-        self, source: socket.socket, sink: socket.socket, speaker: list[socket.socket]
-    ) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(65536):
-                if self._frozen:
-                    continue
-                if speaker[0] is not source:
-                    speaker[0] = source
-                    self.flights += source in self._clients
-                sink.sendall(data)
-            if not self._frozen and source not in self._cut:
-                sink.shutdown(socket.SHUT_WR)
-
-    def freeze(self) -> None:
-        """From now on nothing comes through, not even the end of a connection."""
-        self._frozen = True
-
-    def cut(self) -> None:
-        """Hang up on the clients now connected; the server does not hear of it."""
-        for sock in set(self._clients) - self._cut:
-            self._cut.add(sock)
-            sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close everything."""
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for sock in self._clients + self._servers:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
-            sock.close()

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from integration.conftest import MakePool
-from integration.kit import Admin, Proxy, eventually
+from integration.kit import Admin, eventually, plain_dsn
 
 from fastpool import ConnectionReleased, PoolClosed
+from fastpool.testing import FaultProxy
 
 PID = "SELECT pg_backend_pid()"
 
@@ -123,11 +124,11 @@ def test_slot_is_free_when_the_server_says_so(make_pool: MakePool, admin: Admin)
             assert admin.backends(pool.name) == {pid}
 
 
-def test_a_server_that_does_not_close(proxy: Proxy, make_pool: MakePool) -> None:
+def test_a_server_that_does_not_close(proxy: FaultProxy, make_pool: MakePool) -> None:
     """Behind a proxy that keeps dead connections open, close_timeout frees the slot."""
-    pool = make_pool(proxy.dsn, max_size=1, close_timeout=0.2)
+    pool = make_pool(plain_dsn(proxy), max_size=1, close_timeout=0.2)
     lease: Any = pool.acquire()
-    proxy.freeze()
+    proxy.black_hole()
     began = time.monotonic()
     pool.invalidate(lease)
     eventually(lambda: pool.stats().size == 0, "the slot is free")

@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 from integration.conftest import MakePool
-from integration.kit import Admin, Interrupt, Proxy, eventually, run_threads, whole
+from integration.kit import Admin, Interrupt, eventually, plain_dsn, run_threads, whole
 
 from fastpool.drivers.pg8000 import Native
-from fastpool.testing import LocalPostgres
+from fastpool.testing import FaultProxy, LocalPostgres
 
 PID = "SELECT pg_backend_pid()"
 
@@ -127,14 +127,14 @@ def test_interrupted_query_is_cancelled(make_pool: MakePool, admin: Admin, drive
     eventually(lambda: whole(pool), "the slot is free")
 
 
-def test_cut_in_a_query(make_pool: MakePool, proxy: Proxy, admin: Admin) -> None:
+def test_cut_in_a_query(make_pool: MakePool, proxy: FaultProxy, admin: Admin) -> None:
     """A connection that something on the way has cut: its user hears of it, the query that
     still runs on the server is cancelled, and the slot is free."""
-    pool = make_pool(proxy.dsn, max_size=1)
+    pool = make_pool(plain_dsn(proxy), max_size=1)
 
     def cut(pid: int) -> None:
         eventually(lambda: "pg_sleep" in admin.running(pid), "the query runs")
-        proxy.cut()
+        proxy.reset()  # a server that waits in a query does not look
 
     with pytest.raises(Exception, match="network error"), pool.connection() as conn:
         pid = conn.run(PID)[0][0]

@@ -9,31 +9,32 @@ from typing import Any
 
 import pytest
 from integration.conftest import MakePool
-from integration.kit import Proxy
+from integration.kit import plain_dsn
 
 from fastpool import Pool
+from fastpool.testing import FaultProxy
 
 
 @pytest.fixture
-def flights(proxy: Proxy) -> Callable[[Callable[[], object]], int]:
+def flights(proxy: FaultProxy) -> Callable[[Callable[[], object]], int]:
     """``flights(action)``: the round trips that *action* makes."""
 
     def counted(action: Callable[[], object]) -> int:
-        before = proxy.flights
+        before = proxy.counters().flights
         action()
-        return proxy.flights - before
+        return proxy.counters().flights - before
 
     return counted
 
 
-def warm(make_pool: MakePool, proxy: Proxy, **settings: Any) -> Pool[Any]:
+def warm(make_pool: MakePool, proxy: FaultProxy, **settings: Any) -> Pool[Any]:
     """A pool whose one connection is there."""
-    pool = make_pool(proxy.dsn, max_size=1, **settings)
+    pool = make_pool(plain_dsn(proxy), max_size=1, **settings)
     pool.ping()
     return pool
 
 
-def test_run(make_pool: MakePool, proxy: Proxy, flights: Any) -> None:
+def test_run(make_pool: MakePool, proxy: FaultProxy, flights: Any) -> None:
     """One flight per statement through the pool, with parameters or without; none beside it."""
     pool = warm(make_pool, proxy)
     assert flights(lambda: pool.run("SELECT 1")) == 1
@@ -49,7 +50,7 @@ def test_run(make_pool: MakePool, proxy: Proxy, flights: Any) -> None:
     assert flights(lambda: pool.acquire().release()) == 0
 
 
-def test_transaction(make_pool: MakePool, proxy: Proxy, flights: Any) -> None:
+def test_transaction(make_pool: MakePool, proxy: FaultProxy, flights: Any) -> None:
     """BEGIN, the statement, COMMIT: three."""
     pool = warm(make_pool, proxy)
 
@@ -66,7 +67,7 @@ def test_transaction(make_pool: MakePool, proxy: Proxy, flights: Any) -> None:
     assert flights(rolled_back) == 3
 
 
-def test_dbapi(make_pool: MakePool, proxy: Proxy, flights: Any) -> None:
+def test_dbapi(make_pool: MakePool, proxy: FaultProxy, flights: Any) -> None:
     """A DB-API statement: begin, the statement, commit; nothing for a connection not used."""
     pool = warm(make_pool, proxy, driver="dbapi")
     assert flights(lambda: pool.execute("SELECT %s::int", (1,))) == 3
@@ -79,7 +80,7 @@ def test_dbapi(make_pool: MakePool, proxy: Proxy, flights: Any) -> None:
     ids=str,
 )
 def test_what_settings_cost(
-    make_pool: MakePool, proxy: Proxy, flights: Any, settings: dict[str, Any], expected: int
+    make_pool: MakePool, proxy: FaultProxy, flights: Any, settings: dict[str, Any], expected: int
 ) -> None:
     """A ping at each checkout and a reset at each return cost one flight each."""
     pool = warm(make_pool, proxy, **settings)
@@ -87,7 +88,7 @@ def test_what_settings_cost(
 
 
 def test_smart_reset_costs_nothing_when_clean(
-    make_pool: MakePool, proxy: Proxy, flights: Any
+    make_pool: MakePool, proxy: FaultProxy, flights: Any
 ) -> None:
     """DISCARD ALL is sent after a SET, and only then."""
     pool = warm(make_pool, proxy)
@@ -95,7 +96,7 @@ def test_smart_reset_costs_nothing_when_clean(
     assert flights(lambda: pool.run("SHOW work_mem")) == 1
 
 
-def test_connect(make_pool: MakePool, proxy: Proxy, flights: Any) -> None:
+def test_connect(make_pool: MakePool, proxy: FaultProxy, flights: Any) -> None:
     """A connection, its session settings included, takes one flight without authentication."""
-    pool = make_pool(proxy.dsn, session_settings={"work_mem": "7MB", "app.label": "x"})
+    pool = make_pool(plain_dsn(proxy), session_settings={"work_mem": "7MB", "app.label": "x"})
     assert flights(lambda: pool.acquire().release()) == 1

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any
 
 import pytest
 from integration.conftest import MakePool
-from integration.kit import Admin, eventually
+from integration.kit import Admin, eventually, plain_dsn
 
 import fastpool
 from fastpool import Listener, PoolClosed
+from fastpool.testing import FaultProxy
 
 CHANNEL = 'jobs "ü"'
 
@@ -124,14 +124,14 @@ def test_timeout(make_pool: MakePool) -> None:
             assert limit <= time.monotonic() - began < limit + 1
 
 
-def test_waits_for_the_server(make_pool: MakePool, proxy: Any, admin: Admin) -> None:
+def test_waits_for_the_server(make_pool: MakePool, proxy: FaultProxy, admin: Admin) -> None:
     """A connection cut on the way is noticed, and made again."""
-    pool = make_pool(proxy.dsn)
+    pool = make_pool(plain_dsn(proxy))
     with fastpool.listen(pool, CHANNEL) as listener:
         notify(admin, "one")
         assert listener.get(timeout=10).payload == "one"
         old = admin.backends(pool.name)
-        proxy.cut()
+        proxy.reset()
         eventually(
             lambda: silent(listener) and listening(admin, pool.name) - old, "subscribed again"
         )

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 import pytest
 from integration.conftest import MakePool
 from integration.kit import Admin
+from pg8000.exceptions import DatabaseError
+
+from fastpool.testing import LocalPostgres
 
 RESETS = ("rollback", "smart", "discard")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "session-state.md"
@@ -23,6 +26,14 @@ class Kind(NamedTuple):
     """SQL that gives a true first value where the state is found, or a function."""
     survives: tuple[str, ...]
     driver: str = "native"
+
+
+def _answers(conn: Any, sql: str) -> bool:
+    try:
+        conn.run(sql)
+    except DatabaseError:
+        return False
+    return True
 
 
 ONLY_ROLLBACK = ("rollback",)
@@ -72,6 +83,12 @@ KINDS = {
         "SELECT current_setting('search_path') = 'pg_catalog'",
         ONLY_ROLLBACK,
     ),
+    "characteristics": Kind(
+        "`SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY`",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+        "SELECT current_setting('default_transaction_read_only') = 'on'",
+        ONLY_ROLLBACK,
+    ),
     "custom": Kind(
         "`SET app.tenant = ...`",
         "SET app.tenant = 'alice'",
@@ -95,6 +112,13 @@ KINDS = {
         "a temporary table",
         "CREATE TEMPORARY TABLE scratch (n int)",
         "SELECT to_regclass('pg_temp.scratch') IS NOT NULL",
+        UNSEEN,
+    ),
+    "sequence": Kind(
+        "what `lastval()` gives",
+        "SELECT nextval('numbers')",
+        # Only a session that has one can tell it: 55000 otherwise.
+        lambda conn: _answers(conn, "SELECT lastval()"),
         UNSEEN,
     ),
     "listen": Kind(
@@ -158,9 +182,11 @@ def table() -> str:
 
 @pytest.fixture(scope="module", autouse=True)
 def _visitor(admin: Admin) -> Any:
-    """Another role."""
+    """Another role, and a sequence."""
     admin.run("CREATE ROLE visitor")
+    admin.run("CREATE SEQUENCE numbers")
     yield
+    admin.run("DROP SEQUENCE numbers")
     admin.run("DROP ROLE visitor")
 
 
@@ -190,6 +216,63 @@ def test_what_survives_a_return(make_pool: MakePool, kind: Kind, reset: str) -> 
     assert pid_of(lease) == pid
     assert found(lease) == (reset in kind.survives)
     lease.release()
+
+
+@pytest.mark.parametrize("driver", ["native", "dbapi"])
+def test_others_see_it_too(make_pool: MakePool, admin: Admin, driver: str) -> None:
+    """Under "discard" a returned lock is anybody's, and a returned LISTEN hears nothing."""
+    pool = make_pool(driver=driver, max_size=1, reset="discard")
+    lease = pool.acquire()
+    raw = lease.driver_connection
+    raw.execute_simple("SELECT pg_advisory_lock(43)")
+    raw.execute_simple("LISTEN jobs")
+    assert not admin.value("SELECT pg_try_advisory_lock(43)")
+    if driver == "dbapi":  # in the middle of a transaction, where DISCARD ALL is refused
+        lease.cursor().execute("SELECT 1")
+    lease.release()
+    assert admin.value("SELECT pg_try_advisory_lock(43)")
+    admin.run("SELECT pg_advisory_unlock(43)")
+    admin.run("NOTIFY jobs")
+    lease = pool.acquire()
+    assert lease.driver_connection is raw
+    raw.execute_simple("SELECT 1")  # what was sent has come by now
+    assert not raw.notifications
+    lease.release()
+
+
+@pytest.mark.parametrize("reset", ["smart", "discard"])
+def test_back_to_the_start(make_pool: MakePool, server: LocalPostgres, reset: str) -> None:
+    """A reset goes back to what the pool and the connection string have asked for."""
+    dsn = f"{server.dsn}?sslmode=disable&options=-c%20statement_timeout%3D7s"
+    pool = make_pool(dsn, max_size=1, reset=reset, session_settings={"work_mem": "5MB"})
+    names = "work_mem", "statement_timeout", "application_name"
+    born = ["5MB", "7s", pool.name]
+
+    def settings(conn: Any) -> list[str]:
+        return [conn.run(f"SHOW {name}")[0][0] for name in names]
+
+    with pool.connection() as conn:
+        pid = pid_of(conn)
+        assert settings(conn) == born
+        for name in names:
+            conn.run(f"SET {name} = 77")
+    with pool.connection() as conn:
+        assert pid_of(conn) == pid
+        assert settings(conn) == born
+
+
+def test_names_of_statements_begin_again(make_pool: MakePool) -> None:
+    """After a reset nothing is thought to be prepared that is not."""
+    pool = make_pool(max_size=1)
+    names = "SELECT name FROM pg_prepared_statements"
+    seen = []
+    for _ in range(2):
+        with pool.connection() as conn:
+            statement = conn.prepare("SELECT :a::int")
+            assert statement.run(a=1) == [[1]]
+            seen.append(conn.run(names))
+    assert seen[0] == seen[1]
+    assert len(seen[0]) == 1
 
 
 def test_a_clean_return_says_nothing(make_pool: MakePool) -> None:

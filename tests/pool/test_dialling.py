@@ -229,8 +229,13 @@ def test_no_connect_timeout(make: Make, driver: StubDriver, spawn: Spawn) -> Non
     """Without connect_timeout a dial may take as long as it likes, beyond its caller's patience."""
     gate = driver.gates["connect"] = threading.Event()
     pool = make(connect_timeout=None)
-    with pytest.raises(PoolTimeout):
-        pool.acquire(timeout=0.02)
+
+    def begun() -> int:
+        with pytest.raises(PoolTimeout):
+            pool.acquire(timeout=0.02)
+        return driver.counts["connect"]  # 0 if the caller left before the thread came
+
+    eventually(begun)
     gate.set()
     eventually(lambda: pool.stats().idle == 1)
     assert driver.counts["connect"] == 1

@@ -158,11 +158,9 @@ def _collect_only_when_told(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "unraisablehook", lambda args: nowhere.append(args.exc_type))
     gc.disable()
     gc.collect()
-    gc.freeze()  # each collection looks at what the test made, and nothing else
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # of leases that were lost
         yield
-    gc.unfreeze()
     gc.enable()
     assert set(nowhere) <= {Interrupt}
 

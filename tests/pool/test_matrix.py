@@ -263,11 +263,9 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     logging.disable(logging.CRITICAL)
     gc.disable()
     gc.collect()
-    gc.freeze()  # each collection looks at what the test made, and nothing else
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield
-    gc.unfreeze()
     gc.enable()
     logging.disable(logging.NOTSET)
     assert set(surprises) <= {Interrupt}
