@@ -6,19 +6,19 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from drivers.conftest import Connect
-from drivers.kit import Certificates, Proxy, State
+from drivers.kit import State
 from pg8000.exceptions import DatabaseError, InterfaceError
 
 from fastpool.drivers import _socket
 from fastpool.drivers._socket import resolve
 from fastpool.drivers.base import READONLY
 from fastpool.drivers.pg8000 import Native
-from fastpool.testing import LocalPostgres
+from fastpool.testing import FaultProxy, LocalPostgres
 
 PID = "SELECT pg_backend_pid()"
 ENDED = select.POLLIN | select.POLLRDHUP
@@ -41,16 +41,14 @@ def conn(
     request: pytest.FixtureRequest,
     connect: Connect,
     server: LocalPostgres,
-    certificates: Certificates,
-) -> Iterator[Any]:
+) -> Any:
     """A connection of each kind."""
     if request.param == "tcp":
-        yield connect()
-    elif request.param == "unix":
-        yield connect(host=str(server.socket_dir))
-    else:
-        with Proxy(server.port, certificates.context()) as proxy:
-            yield connect(port=proxy.port, sslmode="require")
+        return connect()
+    if request.param == "unix":
+        return connect(host=str(server.socket_dir))
+    proxy: FaultProxy = request.getfixturevalue("tls_proxy")
+    return connect(port=proxy.port, sslmode="require")
 
 
 def test_terminated_while_idle(conn: Any, admin: Any) -> None:
@@ -95,9 +93,9 @@ def test_closed_by_us(connect: Connect) -> None:
 
 def test_without_a_word(connect: Connect, server: LocalPostgres) -> None:
     """An end without a message, while idle or in use, is the empty word."""
-    with Proxy(server.port) as proxy:
+    with FaultProxy(server) as proxy:
         idle, used = connect(port=proxy.port), connect(port=proxy.port)
-        proxy.drop()
+        proxy.reset()
         ended(idle)
         assert Native().last_word(idle) == ""
         with pytest.raises(InterfaceError):
