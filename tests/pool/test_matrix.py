@@ -191,7 +191,10 @@ def watch(pool: Pool[StubConnection], plan: Plan, callers: list[Caller], interru
     for turn in itertools.count():
         look(pool, plan.driver)
         going = [caller for caller in callers if not caller.ended]
-        stuck = pool._core.waiting + sum(caller.ident in plan.gate.held for caller in going)
+        hung = plan.gate.held & {caller.ident for caller in going}
+        # Who waits is stuck if those are that he waits for: dials that fail or hang.
+        in_vain = pool._house.opener.dial_failures or plan.gate.held - hung
+        stuck = len(hung) + (pool._core.waiting if in_vain else 0)
         still = stuck >= len(going) or time.monotonic() > enough
         if interrupts:
             for caller in going if still else callers[turn : turn + 1]:
