@@ -182,12 +182,15 @@ def test_scram_accepts_the_password_alone(secured: LocalPostgres) -> None:
     assert caught.value.args[0]["C"] == "28P01"
     path = f"{secured.socket_dir}/.s.PGSQL.{secured.port}"
     # Here pg8000's own clean-up may fail on the closed socket and hide the server's error,
-    # and leave the socket open.
+    # and may leave the socket open.
     ours = socket.socket(socket.AF_UNIX)
     ours.connect(path)
     with pytest.raises(pg8000.native.Error) as caught_on_socket:
         connect(secured, password="wrong", host=None, sock=ours)
-    os.close(ours.detach())
+    left_open = ours.detach()
+    if left_open >= 0:
+        with contextlib.suppress(OSError):
+            os.close(left_open)
     error: BaseException | None = caught_on_socket.value
     while error is not None and not isinstance(error, pg8000.native.DatabaseError):
         error = error.__context__
