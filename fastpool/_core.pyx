@@ -61,6 +61,8 @@ from cython.cimports.fastpool._core_c import (
 if not cython.compiled:
     from fastpool._runtime import caller, coarse, ident, monotonic, nap, poll, site, token
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
+from fastpool.stats import BUCKETS, SHORT
+from fastpool.stats import bucket as bucket_of
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -116,8 +118,8 @@ HOUSE = cython.declare(cython.Py_ssize_t, 1)
 LOST_SIGHT = cython.declare(cython.int, 1 << 20)
 """More than all cancel requests that are on their way at one time."""
 
-BUCKETS = 40
-"""Wait histogram: bucket n counts waits below 2**n microseconds."""
+SHORT_USE = cython.declare(cython.double, 0.001)
+"""Uses below this are not timed: most are none of the coarse clock's ticks long."""
 
 _skip: Any = None
 
@@ -664,6 +666,9 @@ class Core:
     cancelled = cython.declare(cython.longlong, visibility="readonly")
     crowded = cython.declare(cython.longlong, visibility="readonly")
     histogram = cython.declare(list[int], visibility="readonly")
+    # Of uses that were not short; how many were is known from the others.
+    use_time = cython.declare(cython.double, visibility="readonly")
+    use_histogram = cython.declare(list[int], visibility="readonly")
     # Entries whose connections are to be closed, for the house to take.
     closing = cython.declare(object, visibility="readonly")
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -695,6 +700,8 @@ class Core:
         self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
         self.wait_time = self.served_time = 0.0
         self.histogram = [0] * BUCKETS
+        self.use_time = 0.0
+        self.use_histogram = [0] * BUCKETS
         self.closing = deque()
         self.refusal = None
         self.refused_until = 0.0
@@ -1042,11 +1049,18 @@ class Core:
         returned: cython.int
         due: cython.double
         since: cython.double
+        used: cython.double = now - entry.since
+        bucket: cython.Py_ssize_t = 0
+        if used >= SHORT_USE:
+            bucket = bucket_of(used)
         with cython.critical_section(self):
             if entry.holder != holder:
                 return NOT_YOURS
             # 1 when it comes from a lease, 0 when from a pool thread.
             returned = 1 if entry.status == LEASED else 0
+            if bucket != 0 and returned:
+                self.use_time += used
+                self.use_histogram[bucket] += 1
             due = now + self.check_after
             if entry.expires < due:
                 due = entry.expires
@@ -1202,7 +1216,7 @@ class Core:
         finally:
             if waiter.status != AWAY:
                 elapsed = self.now() - waiter.since
-                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+                bucket = bucket_of(elapsed)
                 self._leave(waiter, elapsed, bucket, interrupted)
             if cython.compiled:
                 lease._entry = waiter.entry
@@ -1491,6 +1505,9 @@ class Core:
             wait_time, served_time = self.wait_time, self.served_time
             cancelled, crowded = self.cancelled, self.crowded
             min_size, max_size = self.min_size, self.max_size
+            use_time = self.use_time
+        uses = list(self.use_histogram)
+        uses[SHORT] += max(0, acquires - leased - sum(uses))
         return {
             "size": size,
             "connecting": connecting,
@@ -1509,6 +1526,8 @@ class Core:
             "cancelled": cancelled,
             "crowded": crowded,
             "histogram": tuple(self.histogram),
+            "use_time": use_time,
+            "use_histogram": tuple(uses),
         }
 
 

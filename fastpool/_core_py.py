@@ -59,6 +59,8 @@ from fastpool._runtime import (
     token,
 )
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
+from fastpool.stats import BUCKETS, SHORT
+from fastpool.stats import bucket as bucket_of
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -114,8 +116,8 @@ HOUSE = 1
 LOST_SIGHT = 1 << 20
 """More than all cancel requests that are on their way at one time."""
 
-BUCKETS = 40
-"""Wait histogram: bucket n counts waits below 2**n microseconds."""
+SHORT_USE = 0.001
+"""Uses below this are not timed: most are none of the coarse clock's ticks long."""
 
 _skip: Any = None
 
@@ -678,6 +680,8 @@ class Core(Mutexed):
         "size",
         "timeout",
         "timeouts",
+        "use_histogram",
+        "use_time",
         "vets",
         "wait_time",
         "waiting",
@@ -719,6 +723,9 @@ class Core(Mutexed):
     cancelled: int
     crowded: int
     histogram: list[int]
+    # Of uses that were not short; how many were is known from the others.
+    use_time: float
+    use_histogram: list[int]
     # Entries whose connections are to be closed, for the house to take.
     closing: Any
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -750,6 +757,8 @@ class Core(Mutexed):
         self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
         self.wait_time = self.served_time = 0.0
         self.histogram = [0] * BUCKETS
+        self.use_time = 0.0
+        self.use_histogram = [0] * BUCKETS
         self.closing = deque()
         self.refusal = None
         self.refused_until = 0.0
@@ -1075,10 +1084,17 @@ class Core(Mutexed):
         returned: int
         due: float
         since: float
+        used: float = now - entry.since
+        bucket: int = 0
+        if used >= SHORT_USE:
+            bucket = bucket_of(used)
         if entry.holder != holder:
             return NOT_YOURS
         # 1 when it comes from a lease, 0 when from a pool thread.
         returned = 1 if entry.status == LEASED else 0
+        if bucket != 0 and returned:
+            self.use_time += used
+            self.use_histogram[bucket] += 1
         due = now + self.check_after
         if entry.expires < due:
             due = entry.expires
@@ -1228,7 +1244,7 @@ class Core(Mutexed):
         finally:
             if waiter.status != AWAY:
                 elapsed = self.now() - waiter.since
-                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+                bucket = bucket_of(elapsed)
                 self._leave(waiter, elapsed, bucket, interrupted)
             _set_entry(lease, waiter.entry)
             _set_waiter(lease, NO_WAITER)
@@ -1507,6 +1523,9 @@ class Core(Mutexed):
         wait_time, served_time = self.wait_time, self.served_time
         cancelled, crowded = self.cancelled, self.crowded
         min_size, max_size = self.min_size, self.max_size
+        use_time = self.use_time
+        uses = list(self.use_histogram)
+        uses[SHORT] += max(0, acquires - leased - sum(uses))
         return {
             "size": size,
             "connecting": connecting,
@@ -1525,6 +1544,8 @@ class Core(Mutexed):
             "cancelled": cancelled,
             "crowded": crowded,
             "histogram": tuple(self.histogram),
+            "use_time": use_time,
+            "use_histogram": tuple(uses),
         }
 
 
