@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import platform
 import secrets
@@ -14,7 +15,7 @@ from typing import Any
 
 from ..pool import Pool
 from ..stats import PoolStats
-from ._pools import Ticker, phase
+from ._pools import Ticker, failing, phase
 
 __all__ = ["COLUMNS", "History"]
 
@@ -148,12 +149,17 @@ class History:
         return {
             "name": name,
             "phase": phase(pool),
+            "failing": failing(pool),
             "stats": dataclasses.asdict(stats),
-            "settings": {name: getattr(pool.config, name) for name in _SETTINGS},
+            "settings": {name: _finite(getattr(pool.config, name)) for name in _SETTINGS},
             "waits": {"window": _WINDOW * INTERVAL, **_percentiles(track.recent[0], stats)},
             "holders": self.holders(name),
             "history": rows[len(rows) - min(wanted, len(rows)) :],
         }
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value == math.inf else value
 
 
 def _as_dict(holder: Any) -> dict[str, Any]:

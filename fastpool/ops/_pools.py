@@ -11,7 +11,17 @@ from typing import Any, TypeAlias, TypeVar
 
 from ..pool import Pool
 
-__all__ = ["Pools", "Ticker", "at_once", "duration", "is_closed", "named", "phase", "rfc3339"]
+__all__ = [
+    "Pools",
+    "Ticker",
+    "at_once",
+    "duration",
+    "failing",
+    "is_closed",
+    "named",
+    "phase",
+    "rfc3339",
+]
 
 T = TypeVar("T")
 Pools: TypeAlias = "Pool[Any] | Iterable[Pool[Any]] | Mapping[str, Pool[Any]]"
@@ -39,6 +49,12 @@ def named(pools: Pools) -> dict[str, Pool[Any]]:
 def phase(pool: Pool[Any]) -> str:
     """``new``, ``open`` or ``closed``."""
     return ("new", "open", "closed")[pool._core.phase]
+
+
+def failing(pool: Pool[Any]) -> bool:
+    """Whether the last attempt to connect failed."""
+    opener = pool._house.opener
+    return opener.last_error_at > opener.last_success_at
 
 
 def is_closed(pool: Pool[Any]) -> bool:

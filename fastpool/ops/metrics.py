@@ -14,10 +14,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..pool import Pool
-from ..stats import PoolStats
-from ._pools import Pools, named
+from ..stats import SHORT, PoolStats
+from ._pools import Pools, failing, named
 
 __all__ = ["MissingPackage", "PrometheusCollector", "exposition", "instrument"]
+
+
+_FIRST = 4  # 16 µs: what is shorter is the price of waking a thread
+_LAST = 26  # 67 s
 
 
 class MissingPackage(ImportError):
@@ -76,13 +80,16 @@ class PrometheusCollector:
             return family, fill
 
         def histogram(
-            name: str, text: str, value: Callable[[PoolStats], tuple[tuple[int, ...], float]]
+            name: str,
+            text: str,
+            value: Callable[[PoolStats], tuple[tuple[int, ...], float]],
+            first: int = _FIRST,
         ) -> Any:
             family = kinds.HistogramMetricFamily(f"fastpool_{name}", text, labels=["pool"])
 
             def fill(family: Any, pool: str, stats: PoolStats, _: Any) -> None:
                 counts, total = value(stats)
-                family.add_metric([pool], _cumulative(counts), sum_value=total)
+                family.add_metric([pool], _cumulative(counts, first), sum_value=total)
 
             return family, fill
 
@@ -99,7 +106,7 @@ class PrometheusCollector:
             gauge(
                 "connect_failing",
                 "1 while the last attempt to connect is one that failed.",
-                lambda s, p: float(_failing(p)),
+                lambda s, p: float(failing(p)),
             ),
             counter("acquires", "Connections handed out.", lambda s: s.acquires),
             counter("timeouts", "Callers who got no connection in time.", lambda s: s.timeouts),
@@ -114,6 +121,7 @@ class PrometheusCollector:
                 "connection_use_seconds",
                 "From acquire to release.",
                 lambda s: (s.use_histogram, s.use_time),
+                SHORT,
             ),
             histogram(
                 "connection_create_seconds",
@@ -136,21 +144,12 @@ def _states(stats: PoolStats) -> dict[str, int]:
     }
 
 
-def _failing(pool: Pool[Any]) -> bool:
-    opener = pool._house.opener
-    return opener.last_error_at > opener.last_success_at
-
-
-_FIRST = 4  # 16 µs: what is shorter is the price of waking a thread
-_LAST = 26  # 67 s
-
-
-def _cumulative(counts: Iterable[int]) -> list[tuple[str, int]]:
+def _cumulative(counts: Iterable[int], first: int) -> list[tuple[str, int]]:
     """As Prometheus wants buckets: item n counts what is below 2**n microseconds."""
     buckets, total = [], 0
     for n, count in enumerate(counts):
         total += count
-        if _FIRST <= n <= _LAST:
+        if first <= n <= _LAST:
             buckets.append((f"{2**n / 1e6:.6g}", total))
     return [*buckets, ("+Inf", total)]
 
@@ -273,5 +272,7 @@ class _Instruments:
             fresh = [max(0, b - a) for a, b in zip(before, counts, strict=True)]
             part = min(1.0, _RECORDED / max(1, sum(fresh)))
             for n, count in enumerate(fresh):
+                # The middle of the bucket; short uses are no ticks long (see above).
+                value = 0.0 if kind == "use_histogram" and n == SHORT else 0.75 * 2**n / 1e6
                 for _ in range(round(count * part)):
-                    histogram.record(0.75 * 2**n / 1e6, {_POOL: name})
+                    histogram.record(value, {_POOL: name})
