@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["Lease", "Pool", "PoolView", "Retrying", "from_env"]
 
 log = logging.getLogger("fastpool")
+log.addHandler(logging.NullHandler())  # who configures no logging sees nothing of it
 
 ConnT = TypeVar("ConnT")
 T = TypeVar("T")

@@ -34,15 +34,17 @@ def named(pools: Pools) -> dict[str, Pool[Any]]:
     """
     if isinstance(pools, Pool):
         return {pools.name: pools}
-    if isinstance(pools, Mapping):
-        found = dict(pools)
-    else:
-        listed = list(pools)
-        found = {pool.name: pool for pool in listed}
-        if len(found) < len(listed):
-            raise ValueError("pools: two have the same name; give a mapping of names to pools")
-    if not found or not all(isinstance(pool, Pool) for pool in found.values()):
-        raise ValueError(f"pools: expected a pool or several, not {pools!r}")
+    given = pools.items() if isinstance(pools, Mapping) else ((None, pool) for pool in pools)
+    found: dict[str, Pool[Any]] = {}
+    for name, pool in given:
+        if not isinstance(pool, Pool):
+            raise ValueError(f"pools: expected a pool or several, not {pools!r}")
+        name = pool.name if name is None else name
+        if name in found:
+            raise ValueError(f"pools: two are named {name!r}; give a mapping of names to pools")
+        found[name] = pool
+    if not found:
+        raise ValueError("pools: expected a pool or several, not none")
     return found
 
 

@@ -36,6 +36,7 @@ T = TypeVar("T")
 
 _PATIENCE = 0.25
 """The part of its timeout for which a check waits behind users."""
+_PAUSE = 0.02
 
 
 @dataclass(frozen=True)
@@ -233,8 +234,10 @@ def _reach(pool: Pool[Any], timeout: float) -> str | None:
                 return None
             # Not the users': a dial, or the keeper's own work. That may take all the time.
             patience = ends - time.monotonic()
-            if patience <= 0 or isinstance(error, TooManyRequests):
+            if patience <= 0:
                 return describe(error)
+            if isinstance(error, TooManyRequests):  # nobody may wait, not even for a dial
+                time.sleep(min(patience, _PAUSE))
         except Exception as error:
             return describe(error)
         else:

@@ -30,7 +30,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib import resources
 from typing import Any, NamedTuple
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from ._history import History
 from ._pools import Pools, at_once, named
@@ -150,7 +150,7 @@ class App:
         if path:
             response = self.respond(method, path, request)
         else:
-            response = _to_the_slash(environ.get("SCRIPT_NAME", ""))
+            response = _to_the_slash(environ.get("SCRIPT_NAME", "").encode("latin-1"))
         reason = _REASONS[response.status]
         start_response(f"{response.status} {reason}", response.all_headers)
         return [b"" if method == "HEAD" else response.body]
@@ -186,7 +186,7 @@ class App:
         route = self._routes.get(path)
         call = partial(self.respond, scope["method"], path, request)
         if not path:
-            response = _to_the_slash(root)
+            response = _to_the_slash(root.encode())
         elif route is not None and route.checks:
             response = await self._in_thread(call)
         else:
@@ -220,14 +220,11 @@ def _query(text: str) -> dict[str, str]:
         return {}
 
 
-def _to_the_slash(root: str) -> Response:
-    """The page's own links are relative, so its path ends with a slash."""
-    return Response(308, b"", "text/plain", (("Location", f"{_safe(root)}/"),))
-
-
-def _safe(path: str) -> str:
-    # "//host" would be another server, and nothing may end the header early.
-    return re.sub(r"[^!-~]", "", "/" + path.strip("/")) if path.strip("/") else ""
+def _to_the_slash(root: bytes) -> Response:
+    """The page's own links are relative, so its path ends with a slash. Quoted, and with
+    one slash at its beginning, it ends no header and names no other server."""
+    path = quote(root.strip(b"/"))
+    return Response(308, b"", "text/plain", (("Location", f"/{path}/" if path else "/"),))
 
 
 def mount(app: WSGIApp, prefix: str, ours: WSGIApp) -> WSGIApp:
