@@ -14,7 +14,6 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from support import need
@@ -158,13 +157,6 @@ class Browser:
         """What the page complained of."""
         request = self._post("/se/log", {"type": "browser"})
         return [entry["message"] for entry in request if entry["level"] in ("SEVERE", "WARNING")]
-
-    def screenshot(self, path: Path) -> None:
-        """A PNG of what is seen."""
-        import base64
-
-        with urllib.request.urlopen(f"{self._url}/screenshot", timeout=60) as answer:
-            path.write_bytes(base64.b64decode(json.load(answer)["value"]))
 
     def _tools(self, command: str, parameters: dict[str, Any]) -> Any:
         return self._post("/goog/cdp/execute", {"cmd": command, "params": parameters})
