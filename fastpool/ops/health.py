@@ -37,6 +37,7 @@ T = TypeVar("T")
 _PATIENCE = 0.25
 """The part of its timeout for which a check waits behind users."""
 _PAUSE = 0.02
+_CUT_OFF = "the server has hung up on every connection in use"
 
 
 @dataclass(frozen=True)
@@ -230,8 +231,8 @@ def _reach(pool: Pool[Any], timeout: float) -> str | None:
             if error.__cause__ is not None:
                 return describe(error.__cause__)
             stats = pool.stats()
-            if _exhausted(stats) and stats.in_use and not pool._house.cut_off():
-                return None
+            if _exhausted(stats) and stats.in_use:
+                return _CUT_OFF if pool._house.cut_off() else None
             # Not the users': a dial, or the keeper's own work. That may take all the time.
             patience = ends - time.monotonic()
             if patience <= 0:

@@ -98,6 +98,7 @@ def test_saturated_but_cut_off(make: Make) -> None:
     driver.connections[1].kill()
     status = check()
     assert (status.status, status.http_status) == ("unhealthy", 503)
+    assert status.database.message == "the server has hung up on every connection in use"
     assert not status.database.connected
     give_back(held)
 
