@@ -1007,4 +1007,157 @@ DEADLINES = [
     ),
 ]
 
-MUTANTS = [*WAITING, *CHECKOUT, *RETURN, *SLOTS, *DIALLING, *SETTINGS, *DRIVER, *DEADLINES]
+OPS_TESTS = "tests/ops/"
+HEALTH = "fastpool/ops/health.py"
+HTTP = "fastpool/ops/http.py"
+SERVER = "fastpool/ops/_server.py"
+HISTORY = "fastpool/ops/_history.py"
+METRICS = "fastpool/ops/metrics.py"
+
+OPERATIONS = [
+    Mutant(
+        "busy-is-unhealthy",
+        HEALTH,
+        "return _CUT_OFF if pool._house.cut_off() else None",
+        "return describe(error)",
+        OPS_TESTS + "test_health.py::test_readiness_of_a_saturated_pool",
+    ),
+    Mutant(
+        "dead-is-only-busy",
+        HEALTH,
+        "return _CUT_OFF if pool._house.cut_off() else None",
+        "return None",
+        OPS_TESTS + "test_health.py::test_saturated_but_cut_off",
+    ),
+    Mutant(
+        "check-queues-for-its-whole-timeout",
+        HEALTH,
+        "patience = timeout * _PATIENCE",
+        "patience = timeout",
+        OPS_TESTS + "test_health.py::test_saturated_is_degraded",
+    ),
+    Mutant(
+        "slow-dial-is-cut-short",
+        HEALTH,
+        "patience = ends - time.monotonic()\n            if patience <= 0:",
+        "patience = ends - time.monotonic()\n            if True:",
+        OPS_TESTS + "test_health.py::test_a_slow_dial_gets_the_whole_timeout",
+    ),
+    Mutant(
+        "each-asker-checks",
+        HEALTH,
+        "shared = self._running if self._pid == os.getpid() else None",
+        "shared = None",
+        OPS_TESTS + "test_health.py::test_many_askers_take_one_connection",
+    ),
+    Mutant(
+        "ready-from-the-start",
+        HEALTH,
+        "if not self._ready.is_set():",
+        "if False:",
+        OPS_TESTS + "test_health.py::test_readiness_before_it_is_set",
+    ),
+    Mutant(
+        "degraded-is-503",
+        HEALTH,
+        """return 503 if self.status == "unhealthy" else 200""",
+        """return 200 if self.status == "healthy" else 503""",
+        OPS_TESTS + "test_health.py::test_saturated_is_degraded",
+    ),
+    Mutant(
+        "page-for-everybody",
+        SERVER,
+        "return _Everything(named(pools)) if loopback else Probes(pools)",
+        "return _Everything(named(pools))",
+        OPS_TESTS + "test_server.py::test_a_pool_for_everybody",
+    ),
+    Mutant(
+        "each-byte-has-the-read-timeout",
+        SERVER,
+        "left = self._until - time.monotonic()",
+        "left = 0.3",
+        OPS_TESTS + "test_server.py::test_a_slow_client_is_dropped",
+    ),
+    Mutant(
+        "slow-clients-shut-out-a-probe",
+        SERVER,
+        """oldest = self._first("reading") or self._first("sending")""",
+        "oldest = None",
+        OPS_TESTS + "test_server.py::test_slow_clients_make_room",
+    ),
+    Mutant(
+        "close-cuts-off-at-once",
+        SERVER,
+        "self._changed.wait_for(lambda: not self._busy(), timeout)",
+        "pass",
+        OPS_TESTS + "test_server.py::test_close_lets_requests_end",
+    ),
+    Mutant(
+        "checks-take-every-thread",
+        HTTP,
+        "if not self._checking.acquire(blocking=False):",
+        "if not self._checking.acquire():",
+        OPS_TESTS + "test_http.py::test_too_many_checks",
+    ),
+    Mutant(
+        "check-blocks-the-event-loop",
+        HTTP,
+        "response = await self._in_thread(call)",
+        "response = call()",
+        OPS_TESTS + "test_http.py::test_asgi_does_not_block_the_loop",
+    ),
+    Mutant(
+        "redirect-to-another-server",
+        HTTP,
+        """path = quote(root.strip(b"/"))""",
+        """path = root.decode("latin-1")[1:]""",
+        OPS_TESTS + "test_http.py::test_a_redirect_stays_here",
+    ),
+    Mutant(
+        "sampling-keeps-the-pools",
+        HISTORY,
+        "me = weakref.ref(self)",
+        "me = lambda: self",
+        OPS_TESTS + "test_http.py::test_sampling_runs_by_itself",
+    ),
+    Mutant(
+        "bucket-one-off",
+        METRICS,
+        """buckets.append((f"{2**n / 1e6:.6g}", total))""",
+        """buckets.append((f"{2**n / 2e6:.6g}", total))""",
+        OPS_TESTS + "test_metrics.py::test_buckets_end_where_they_say",
+    ),
+    Mutant(
+        "recorded-again-each-time",
+        METRICS,
+        "self._recorded[name, kind] = counts",
+        "pass",
+        OPS_TESTS + "test_metrics.py::test_opentelemetry",
+    ),
+    Mutant(
+        "use-is-not-timed",
+        CORE,
+        "                self.use_time += used\n",
+        "",
+        OPS_TESTS + "test_metrics.py::test_uses_are_timed",
+    ),
+    Mutant(
+        "figures-outlive-the-pool",
+        "fastpool/ops/logs.py",
+        "return pool is None or is_closed(pool)",
+        "return pool is None",
+        OPS_TESTS + "test_logs.py::test_ends_with_the_pool",
+    ),
+]
+
+MUTANTS = [
+    *WAITING,
+    *CHECKOUT,
+    *RETURN,
+    *SLOTS,
+    *DIALLING,
+    *SETTINGS,
+    *DRIVER,
+    *DEADLINES,
+    *OPERATIONS,
+]
