@@ -666,9 +666,10 @@ class Core:
     cancelled = cython.declare(cython.longlong, visibility="readonly")
     crowded = cython.declare(cython.longlong, visibility="readonly")
     histogram = cython.declare(list[int], visibility="readonly")
-    # Of uses that were not short; how many were is known from the others.
+    # Of uses that were not short; how many were follows from the others.
     use_time = cython.declare(cython.double, visibility="readonly")
     use_histogram = cython.declare(list[int], visibility="readonly")
+    short_uses = cython.declare(cython.longlong, visibility="readonly")
     # Entries whose connections are to be closed, for the house to take.
     closing = cython.declare(object, visibility="readonly")
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -702,6 +703,7 @@ class Core:
         self.histogram = [0] * BUCKETS
         self.use_time = 0.0
         self.use_histogram = [0] * BUCKETS
+        self.short_uses = 0
         self.closing = deque()
         self.refusal = None
         self.refused_until = 0.0
@@ -1020,6 +1022,15 @@ class Core:
         else:
             self.retire(entry, holder, reason)
 
+    @cython.cfunc
+    def _used(self, entry: Entry, holder: cython.Py_ssize_t, seconds: cython.double) -> None:
+        """A lease that is about to come back was used for so long."""
+        bucket: cython.Py_ssize_t = bucket_of(seconds)
+        with cython.critical_section(self):
+            if entry.holder == holder and entry.status == LEASED:
+                self.use_time += seconds
+                self.use_histogram[bucket] += 1
+
     def put(self, entry: Entry) -> None:
         """HELD by the house -> to the first who waits, or idle, or retired if
         it is not fit to be either."""
@@ -1049,18 +1060,13 @@ class Core:
         returned: cython.int
         due: cython.double
         since: cython.double
-        used: cython.double = now - entry.since
-        bucket: cython.Py_ssize_t = 0
-        if used >= SHORT_USE:
-            bucket = bucket_of(used)
+        if now - entry.since >= SHORT_USE:
+            self._used(entry, holder, now - entry.since)
         with cython.critical_section(self):
             if entry.holder != holder:
                 return NOT_YOURS
             # 1 when it comes from a lease, 0 when from a pool thread.
             returned = 1 if entry.status == LEASED else 0
-            if bucket != 0 and returned:
-                self.use_time += used
-                self.use_histogram[bucket] += 1
             due = now + self.check_after
             if entry.expires < due:
                 due = entry.expires
@@ -1507,7 +1513,9 @@ class Core:
             min_size, max_size = self.min_size, self.max_size
             use_time = self.use_time
         uses = list(self.use_histogram)
-        uses[SHORT] += max(0, acquires - leased - sum(uses))
+        # One that is counted and has not ended yet must not make a counter go back.
+        self.short_uses = max(self.short_uses, acquires - leased - sum(uses))
+        uses[SHORT] += self.short_uses
         return {
             "size": size,
             "connecting": connecting,

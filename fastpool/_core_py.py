@@ -677,6 +677,7 @@ class Core(Mutexed):
         "refused_until",
         "served_time",
         "settles",
+        "short_uses",
         "size",
         "timeout",
         "timeouts",
@@ -723,9 +724,10 @@ class Core(Mutexed):
     cancelled: int
     crowded: int
     histogram: list[int]
-    # Of uses that were not short; how many were is known from the others.
+    # Of uses that were not short; how many were follows from the others.
     use_time: float
     use_histogram: list[int]
+    short_uses: int
     # Entries whose connections are to be closed, for the house to take.
     closing: Any
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -759,6 +761,7 @@ class Core(Mutexed):
         self.histogram = [0] * BUCKETS
         self.use_time = 0.0
         self.use_histogram = [0] * BUCKETS
+        self.short_uses = 0
         self.closing = deque()
         self.refusal = None
         self.refused_until = 0.0
@@ -1057,6 +1060,14 @@ class Core(Mutexed):
         else:
             self.retire(entry, holder, reason)
 
+    @section
+    def _used(self, entry: Entry, holder: int, seconds: float) -> None:
+        """A lease that is about to come back was used for so long."""
+        bucket: int = bucket_of(seconds)
+        if entry.holder == holder and entry.status == LEASED:
+            self.use_time += seconds
+            self.use_histogram[bucket] += 1
+
     def put(self, entry: Entry) -> None:
         """HELD by the house -> to the first who waits, or idle, or retired if
         it is not fit to be either."""
@@ -1084,17 +1095,12 @@ class Core(Mutexed):
         returned: int
         due: float
         since: float
-        used: float = now - entry.since
-        bucket: int = 0
-        if used >= SHORT_USE:
-            bucket = bucket_of(used)
+        if now - entry.since >= SHORT_USE:
+            self._used(entry, holder, now - entry.since)
         if entry.holder != holder:
             return NOT_YOURS
         # 1 when it comes from a lease, 0 when from a pool thread.
         returned = 1 if entry.status == LEASED else 0
-        if bucket != 0 and returned:
-            self.use_time += used
-            self.use_histogram[bucket] += 1
         due = now + self.check_after
         if entry.expires < due:
             due = entry.expires
@@ -1525,7 +1531,9 @@ class Core(Mutexed):
         min_size, max_size = self.min_size, self.max_size
         use_time = self.use_time
         uses = list(self.use_histogram)
-        uses[SHORT] += max(0, acquires - leased - sum(uses))
+        # One that is counted and has not ended yet must not make a counter go back.
+        self.short_uses = max(self.short_uses, acquires - leased - sum(uses))
+        uses[SHORT] += self.short_uses
         return {
             "size": size,
             "connecting": connecting,

@@ -1137,7 +1137,7 @@ OPERATIONS = [
     Mutant(
         "use-is-not-timed",
         CORE,
-        "                self.use_time += used\n",
+        "                self.use_time += seconds\n",
         "",
         OPS_TESTS + "test_metrics.py::test_uses_are_timed",
     ),
