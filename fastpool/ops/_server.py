@@ -88,6 +88,7 @@ class _Everything(App):
 
     def close(self) -> None:
         self.admin.close()
+        super().close()
 
 
 def _everything(pools: Pools, loopback: bool) -> App:

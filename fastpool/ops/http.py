@@ -35,7 +35,7 @@ from urllib.parse import parse_qs, quote
 from ._history import History
 from ._pools import Pools, at_once, named
 from .health import HealthChecker, HealthStatus, KubernetesProbes
-from .metrics import MissingPackage, exposition
+from .metrics import CONTENT_TYPE, exposition
 
 __all__ = ["Admin", "App", "Probes", "admin", "mount", "probes"]
 
@@ -53,7 +53,6 @@ _REASONS = {
     404: "Not Found",
     405: "Method Not Allowed",
     500: "Internal Server Error",
-    501: "Not Implemented",
     503: "Service Unavailable",
 }
 
@@ -62,7 +61,6 @@ class Request(NamedTuple):
     """What a route is told."""
 
     query: Mapping[str, str]
-    accept: str
 
 
 class Response(NamedTuple):
@@ -114,6 +112,9 @@ class App:
 
     def close(self) -> None:
         """End what runs in the background. Idempotent."""
+        if self._workers is not None:
+            self._workers.shutdown(wait=False)
+            self._workers = None
 
     def respond(self, method: str, path: str, request: Request) -> Response:
         """The answer to one request; *path* is relative to where this is mounted."""
@@ -146,7 +147,7 @@ class App:
         self, environ: dict[str, Any], start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
         method, path = environ.get("REQUEST_METHOD", "GET"), environ.get("PATH_INFO", "")
-        request = Request(_query(environ.get("QUERY_STRING", "")), environ.get("HTTP_ACCEPT", ""))
+        request = Request(_query(environ.get("QUERY_STRING", "")))
         if path:
             response = self.respond(method, path, request)
         else:
@@ -178,11 +179,7 @@ class App:
         root, path = scope.get("root_path", ""), scope["path"]
         if root and (path == root or path.startswith(root + "/")):
             path = path[len(root) :]
-        accepts = [value for name, value in scope["headers"] if name == b"accept"]
-        request = Request(
-            _query(scope.get("query_string", b"").decode("latin-1")),
-            b", ".join(accepts).decode("latin-1"),
-        )
+        request = Request(_query(scope.get("query_string", b"").decode("latin-1")))
         route = self._routes.get(path)
         call = partial(self.respond, scope["method"], path, request)
         if not path:
@@ -286,11 +283,7 @@ class Probes(App):
         return _json({"status": worst.status, "pools": pools}, worst.http_status)
 
     def _metrics(self, request: Request) -> Response:
-        try:
-            text, content_type = exposition(self._pools, request.accept)
-        except MissingPackage as error:
-            return _error(501, str(error))
-        return Response(200, text, content_type)
+        return Response(200, exposition(self._pools).encode(), CONTENT_TYPE)
 
     def _each(self, request: Request, call: Callable[[str], Any]) -> Response:
         """One pool's answer as it is; those of several by their names."""
@@ -336,6 +329,7 @@ class Admin(App):
     def close(self) -> None:
         """End the sampling. Idempotent."""
         self._history.stop()
+        super().close()
 
     def _everything(self, request: Request) -> Response:
         self._history.start()  # the process may have been forked since
@@ -368,8 +362,7 @@ def probes(
     - ``/readyz``: 200 once :meth:`Probes.set_ready` was called and the database answers.
     - ``/health``: connectivity and pool together, for a person or a balancer.
     - ``/db/stats``, ``/pgxpool/stats``: the counters under Go's names.
-    - ``/metrics``: for Prometheus; needs ``pip install "fastpool[prometheus]"``, and
-      answers 501 without.
+    - ``/metrics``: for Prometheus.
 
     With several pools the bodies are under ``"pools"``, by name, and ``?pool=NAME``
     asks for one of them. *kubernetes*: your own, to have another grace period.

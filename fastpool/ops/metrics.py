@@ -11,7 +11,8 @@ as less than a millisecond, or now and then as 4 ms, so that the sum is right.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 from ..pool import Pool
 from ..stats import SHORT, PoolStats
@@ -22,6 +23,7 @@ __all__ = ["MissingPackage", "PrometheusCollector", "exposition", "instrument"]
 
 _FIRST = 4  # 16 µs: what is shorter is the price of waking a thread
 _LAST = 26  # 67 s
+_BOUNDS = [f"{2**n / 1e6:.6g}" for n in range(_FIRST, _LAST + 1)]
 
 
 class MissingPackage(ImportError):
@@ -32,107 +34,64 @@ class MissingPackage(ImportError):
 # -- Prometheus ------------------------------------------------------------------
 
 
-class PrometheusCollector:
-    """What ``prometheus_client`` collects of one pool, or of several::
+class _Family(NamedTuple):
+    """One metric."""
 
-        prometheus_client.REGISTRY.register(PrometheusCollector(pool))
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    text: str
+    value: Callable[[PoolStats, Pool[Any]], Any]
+    """A number; with *label*, numbers by its values; of a histogram, counts and sum."""
+    label: str = ""
+    first: int = _FIRST
+    """Of a histogram, the first bucket that is told."""
 
-    Raises ``MissingPackage`` when that package is not there.
-    """
 
-    def __init__(self, pools: Pools) -> None:
-        self._pools = named(pools)
-        self._families = _prometheus().metrics_core
-
-    def describe(self) -> list[Any]:
-        """The metrics without values; asked once, by the registry."""
-        return [family for family, _ in self._all()]
-
-    def collect(self) -> Iterator[Any]:
-        """The metrics of this moment."""
-        seen = {name: (pool.stats(), pool) for name, pool in self._pools.items()}
-        for family, fill in self._all():
-            for name, (stats, pool) in seen.items():
-                fill(family, name, stats, pool)
-            yield family
-
-    def _all(self) -> list[tuple[Any, Callable[[Any, str, PoolStats, Pool[Any]], None]]]:
-        kinds = self._families
-
-        def gauge(name: str, text: str, value: Callable[[PoolStats, Pool[Any]], float]) -> Any:
-            family = kinds.GaugeMetricFamily(f"fastpool_{name}", text, labels=["pool"])
-            return family, lambda f, n, s, p: f.add_metric([n], value(s, p))
-
-        def counter(name: str, text: str, value: Callable[[PoolStats], float]) -> Any:
-            family = kinds.CounterMetricFamily(f"fastpool_{name}", text, labels=["pool"])
-            return family, lambda f, n, s, p: f.add_metric([n], value(s))
-
-        def parts(
-            kind: str, name: str, text: str, label: str, value: Callable[[PoolStats], Any]
-        ) -> Any:
-            made = getattr(kinds, f"{kind}MetricFamily")
-            family = made(f"fastpool_{name}", text, labels=["pool", label])
-
-            def fill(family: Any, pool: str, stats: PoolStats, _: Any) -> None:
-                for part, number in value(stats).items():
-                    family.add_metric([pool, part], number)
-
-            return family, fill
-
-        def histogram(
-            name: str,
-            text: str,
-            value: Callable[[PoolStats], tuple[tuple[int, ...], float]],
-            first: int = _FIRST,
-        ) -> Any:
-            family = kinds.HistogramMetricFamily(f"fastpool_{name}", text, labels=["pool"])
-
-            def fill(family: Any, pool: str, stats: PoolStats, _: Any) -> None:
-                counts, total = value(stats)
-                family.add_metric([pool], _cumulative(counts, first), sum_value=total)
-
-            return family, fill
-
-        return [
-            parts("Gauge", "connections", "Connections, by state.", "state", _states),
-            gauge("connections_max", "Connections that there may be.", lambda s, p: s.max_size),
-            gauge("connections_min", "Connections that are kept.", lambda s, p: s.min_size),
-            gauge("pending_requests", "Callers waiting now.", lambda s, p: s.waiting),
-            gauge(
-                "longest_hold_seconds",
-                "How long the longest holder has had its connection.",
-                lambda s, p: max((holder.age for holder in p.holders()), default=0.0),
-            ),
-            gauge(
-                "connect_failing",
-                "1 while the last attempt to connect is one that failed.",
-                lambda s, p: float(failing(p)),
-            ),
-            counter("acquires", "Connections handed out.", lambda s: s.acquires),
-            counter("timeouts", "Callers who got no connection in time.", lambda s: s.timeouts),
-            counter("cancelled", "Waits ended by an exception.", lambda s: s.cancelled),
-            counter("rejected", "Callers refused by max_waiting.", lambda s: s.rejected),
-            histogram(
-                "acquire_wait_seconds",
-                "Waits of those callers that had to wait.",
-                lambda s: (s.wait_histogram, s.wait_time),
-            ),
-            histogram(
-                "connection_use_seconds",
-                "From acquire to release.",
-                lambda s: (s.use_histogram, s.use_time),
-                SHORT,
-            ),
-            histogram(
-                "connection_create_seconds",
-                "Attempts to connect that ended well.",
-                lambda s: (s.dial_histogram, s.dial_time),
-            ),
-            counter("connections_created", "Connections made.", lambda s: s.created),
-            counter("connect_attempts", "Attempts to connect.", lambda s: s.dials),
-            counter("connect_failures", "Those that failed.", lambda s: s.dial_failures),
-            parts("Counter", "connections_closed", "By reason.", "reason", lambda s: s.closed),
-        ]
+_FAMILIES = (
+    _Family("connections", "gauge", "Connections, by state.", lambda s, _: _states(s), "state"),
+    _Family("connections_max", "gauge", "Connections allowed.", lambda s, _: s.max_size),
+    _Family("connections_min", "gauge", "Connections that are kept.", lambda s, _: s.min_size),
+    _Family("pending_requests", "gauge", "Callers waiting now.", lambda s, _: s.waiting),
+    _Family(
+        "longest_hold_seconds",
+        "gauge",
+        "How long the longest holder has had its connection.",
+        lambda _, pool: max((holder.age for holder in pool.holders()), default=0),
+    ),
+    _Family(
+        "connect_failing",
+        "gauge",
+        "1 while the last attempt to connect is one that failed.",
+        lambda _, pool: int(failing(pool)),
+    ),
+    _Family("acquires", "counter", "Connections handed out.", lambda s, _: s.acquires),
+    _Family("timeouts", "counter", "Callers served too late.", lambda s, _: s.timeouts),
+    _Family("cancelled", "counter", "Waits ended by an exception.", lambda s, _: s.cancelled),
+    _Family("rejected", "counter", "Callers refused by max_waiting.", lambda s, _: s.rejected),
+    _Family(
+        "acquire_wait_seconds",
+        "histogram",
+        "Waits of those callers that had to wait.",
+        lambda s, _: (s.wait_histogram, s.wait_time),
+    ),
+    _Family(
+        "connection_use_seconds",
+        "histogram",
+        "From acquire to release.",
+        lambda s, _: (s.use_histogram, s.use_time),
+        first=SHORT,
+    ),
+    _Family(
+        "connection_create_seconds",
+        "histogram",
+        "Attempts to connect that ended well.",
+        lambda s, _: (s.dial_histogram, s.dial_time),
+    ),
+    _Family("connections_created", "counter", "Connections made.", lambda s, _: s.created),
+    _Family("connect_attempts", "counter", "Attempts to connect.", lambda s, _: s.dials),
+    _Family("connect_failures", "counter", "Those that failed.", lambda s, _: s.dial_failures),
+    _Family("connections_closed", "counter", "By reason.", lambda s, _: s.closed, "reason"),
+)
 
 
 def _states(stats: PoolStats) -> dict[str, int]:
@@ -146,37 +105,88 @@ def _states(stats: PoolStats) -> dict[str, int]:
 
 def _cumulative(counts: Iterable[int], first: int) -> list[tuple[str, int]]:
     """As Prometheus wants buckets: item n counts what is below 2**n microseconds."""
-    buckets, total = [], 0
-    for n, count in enumerate(counts):
-        total += count
-        if first <= n <= _LAST:
-            buckets.append((f"{2**n / 1e6:.6g}", total))
-    return [*buckets, ("+Inf", total)]
+    totals = list(accumulate(counts))
+    last = totals[-1] if totals else 0
+    return [*zip(_BOUNDS[first - _FIRST :], totals[first:], strict=False), ("+Inf", last)]
 
 
-def exposition(pools: Pools, accept: str = "") -> tuple[bytes, str]:
-    """The metrics of *pools* as a scrape wants them, and their content type.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Of :func:`exposition`."""
 
-    *accept*: the header that chooses between Prometheus' text and OpenMetrics.
-    Raises ``MissingPackage``.
+
+def exposition(pools: Pools) -> str:
+    """The metrics of *pools* in Prometheus' text format. Needs no other package."""
+    seen = [(_escaped(name), pool.stats(), pool) for name, pool in named(pools).items()]
+    lines: list[str] = []
+    for family in _FAMILIES:
+        name = f"fastpool_{family.name}{'_total' if family.kind == 'counter' else ''}"
+        lines += f"# HELP {name} {family.text}", f"# TYPE {name} {family.kind}"
+        for pool_name, stats, pool in seen:
+            value = family.value(stats, pool)
+            mark = f'pool="{pool_name}"'
+            if family.kind == "histogram":
+                counts, total = value
+                buckets = _cumulative(counts, family.first)
+                lines += [f'{name}_bucket{{{mark},le="{le}"}} {count}' for le, count in buckets]
+                lines.append(f"{name}_count{{{mark}}} {buckets[-1][1]}")
+                lines.append(f"{name}_sum{{{mark}}} {total}")
+            elif family.label:
+                lines += [
+                    f'{name}{{{mark},{family.label}="{_escaped(part)}"}} {number}'
+                    for part, number in value.items()
+                ]
+            else:
+                lines.append(f"{name}{{{mark}}} {value}")
+    return "\n".join([*lines, ""])
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+class PrometheusCollector:
+    """The same for a registry of ``prometheus_client``, beside the application's own::
+
+        prometheus_client.REGISTRY.register(PrometheusCollector(pool))
+
+    Takes one pool, or several. Raises ``MissingPackage`` when that package is not there.
     """
-    client = _prometheus()
-    registry = client.CollectorRegistry(auto_describe=False)
-    registry.register(PrometheusCollector(pools))
-    encoder, content_type = client.exposition.choose_encoder(accept)
-    text: bytes = encoder(registry)
-    return text, content_type
 
+    def __init__(self, pools: Pools) -> None:
+        self._pools = named(pools)
+        try:
+            from prometheus_client import metrics_core
+        except ImportError as error:
+            raise MissingPackage(
+                'this needs prometheus-client: pip install "fastpool[prometheus]"'
+            ) from error
+        self._core = metrics_core
 
-def _prometheus() -> Any:
-    try:
-        import prometheus_client
-        import prometheus_client.metrics_core
-    except ImportError as error:
-        raise MissingPackage(
-            'metrics need prometheus-client: pip install "fastpool[prometheus]"'
-        ) from error
-    return prometheus_client
+    def describe(self) -> list[Any]:
+        """The metrics without values; asked once, by the registry."""
+        return [self._family(family) for family in _FAMILIES]
+
+    def collect(self) -> Iterator[Any]:
+        """The metrics of this moment."""
+        seen = [(name, pool.stats(), pool) for name, pool in self._pools.items()]
+        for family in _FAMILIES:
+            found = self._family(family)
+            for name, stats, pool in seen:
+                value = family.value(stats, pool)
+                if family.kind == "histogram":
+                    counts, total = value
+                    found.add_metric([name], _cumulative(counts, family.first), sum_value=total)
+                elif family.label:
+                    for part, number in value.items():
+                        found.add_metric([name, part], number)
+                else:
+                    found.add_metric([name], value)
+            yield found
+
+    def _family(self, family: _Family) -> Any:
+        kind = getattr(self._core, f"{family.kind.title()}MetricFamily")
+        labels = ["pool", *filter(None, [family.label])]
+        return kind(f"fastpool_{family.name}", family.text, labels=labels)
 
 
 # -- OpenTelemetry ---------------------------------------------------------------

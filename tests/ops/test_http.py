@@ -8,13 +8,16 @@ import json
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
+from wsgiref.util import setup_testing_defaults
+from wsgiref.validate import validator
 
 import pytest
 from ops.kit import Answer, call
 from pool.kit import Caller, Refused, eventually, filled, give_back, leases
 
-from fastpool import Pool
+from fastpool import Holder, Pool
 from fastpool.ops import App, KubernetesProbes, admin, http, mount, probes
 from fastpool.ops._history import COLUMNS, KEPT, History
 from fastpool.testing import StubDriver
@@ -131,11 +134,27 @@ def test_names_of_ones_own(make: Make) -> None:
             probes(none)  # type: ignore[arg-type]
 
 
-def test_metrics_without_the_package(pool: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without prometheus_client /metrics is 501 and says what to install."""
+def test_metrics_need_no_package(pool: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """/metrics answers where prometheus_client is not installed."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     answer = call(probes(pool), "/metrics")
-    assert (answer.status, "fastpool[prometheus]" in answer.json["error"]) == (501, True)
+    assert (answer.status, b'fastpool_connections_max{pool="orders"} 4\n' in answer.body) == (
+        200,
+        True,
+    )
+
+
+@pytest.mark.parametrize("path", PROBES)
+def test_wsgi_by_the_book(pool: Pool[Any], path: str) -> None:
+    """The standard library's validator of WSGI has nothing to complain of."""
+    app = validator(probes(pool))
+    for method in ("GET", "HEAD", "POST"):
+        environ: dict[str, Any] = {"REQUEST_METHOD": method, "PATH_INFO": path}
+        environ["SCRIPT_NAME"] = environ["QUERY_STRING"] = ""
+        setup_testing_defaults(environ)
+        result = app(environ, lambda status, headers, exc_info=None: lambda data: None)
+        b"".join(result)
+        result.close()  # type: ignore[attr-defined]
 
 
 # -- admin -----------------------------------------------------------------------
@@ -184,6 +203,45 @@ def test_everything(pool: Pool[Any], driver: StubDriver) -> None:
     app.close()
     pool.close()
     assert call(app, "/pools").json["pools"][0]["phase"] == "closed"
+
+
+def test_whatever_a_holder_has(pool: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fields and properties of a holder are shown whichever there are."""
+
+    @dataclass(frozen=True)
+    class Detailed(Holder):
+        state: str = "active"
+
+        @property
+        def now_at(self) -> str:
+            return "app.py:7"
+
+    monkeypatch.setattr(pool, "holders", lambda: [Detailed("a.py:1", 1, "main", 2.5)])
+    (one,) = History({"orders": pool}).holders("orders")
+    assert one == {
+        "site": "a.py:1",
+        "thread_id": 1,
+        "thread_name": "main",
+        "age": 2.5,
+        "state": "active",
+        "now_at": "app.py:7",
+    }
+
+
+def test_samples_in_a_forked_child(pool: Pool[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is gone in a forked child; the first request there starts another."""
+    monkeypatch.setattr("fastpool.ops._history.INTERVAL", 0.01)
+    app = admin(pool)
+    first = app._history._ticker._thread
+    monkeypatch.setattr("fastpool.ops._pools.os.getpid", lambda: 1)
+    call(app, "/pools")
+    assert app._history._ticker._thread is not first
+    second = app._history._ticker._thread
+    call(app, "/pools")
+    assert app._history._ticker._thread is second
+    app.close()
+    assert first is not None
+    first.join(10)
 
 
 def test_samples(pool: Pool[Any], spawn: Spawn) -> None:

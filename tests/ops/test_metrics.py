@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -110,13 +111,18 @@ def test_several_pools_in_one_registry(make: Make) -> None:
         registry.register(PrometheusCollector(make(name="c")))
 
 
-def test_openmetrics(make: Make) -> None:
-    """A scraper that asks for OpenMetrics gets that."""
-    pytest.importorskip("prometheus_client")
-    accept = "application/openmetrics-text; version=1.0.0"
-    answer = call(probes(make()), "/metrics", HTTP_ACCEPT=accept)
-    assert answer.headers["Content-Type"].startswith("application/openmetrics-text")
-    assert answer.body.endswith(b"# EOF\n")
+def test_collector_and_text_agree(make: Make) -> None:
+    """What prometheus_client writes of the collector is what /metrics sends."""
+    client = pytest.importorskip("prometheus_client")
+    pool = make(name='odd "name"\\', min_size=2)
+    filled(pool)
+    pool.acquire().release()
+    registry = client.CollectorRegistry()
+    registry.register(PrometheusCollector(pool))
+    ours = families(call(probes(pool), "/metrics").body)
+    theirs = families(client.generate_latest(registry))
+    assert ours == theirs
+    assert value(ours, "connections_max") == 25
 
 
 def test_buckets_end_where_they_say(make: Make) -> None:
@@ -142,7 +148,7 @@ def test_uses_are_timed(make: Make, clock: Any) -> None:
 
 
 def test_missing_packages(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without its package each says what to install; importing fastpool.ops needs none."""
+    """Without its package each says what to install."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(MissingPackage, match=r"fastpool\[prometheus\]"):
@@ -235,3 +241,13 @@ def test_opentelemetry_of_a_busy_pool(make: Make, monkeypatch: pytest.MonkeyPatc
     found = telemetry.read()["db.client.connection.use_time"]
     assert 90 <= points(found)["mine",].count <= 110
     telemetry.provider.shutdown()
+
+
+def test_import_is_light() -> None:
+    """Importing fastpool.ops, or its metrics, loads no optional package and no server."""
+    code = (
+        "import sys, fastpool.ops, fastpool.ops.metrics; print({m for m in sys.modules "
+        "if m.split('.')[0] in ('prometheus_client', 'opentelemetry', 'http', 'asyncio')})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n", done.stderr

@@ -196,12 +196,12 @@ def test_an_idle_client_is_dropped(make: Make, serving: Serving) -> None:
 def test_slow_clients_make_room(make: Make, serving: Serving) -> None:
     """When every connection is taken by clients that say nothing, a probe is served."""
     server = serving(make(), max_connections=4)
-    idle = [connect(server) for _ in range(10)]
-    began = time.monotonic()
-    assert ask(server.address, "/healthz").status == 200
-    assert time.monotonic() - began < 1.0
-    for sock in idle:
-        sock.close()
+    with contextlib.ExitStack() as idle:
+        for _ in range(10):
+            idle.enter_context(connect(server))
+        began = time.monotonic()
+        assert ask(server.address, "/healthz").status == 200
+        assert time.monotonic() - began < 1.0
 
 
 def test_too_many_answers(gate: Gate, serving: Serving, spawn: Spawn) -> None:
@@ -350,26 +350,26 @@ def test_odd_clients(make: Make, serving: Serving, spawn: Spawn) -> None:
     server = serving(make(min_size=1), max_connections=32)
     seeds = iter(range(2000))
     worst = 0.0
-    stayers = [connect(server) for _ in range(40)]
 
     def work() -> None:
         for seed in seeds:
             odd_client(server, seed, 0.3)
 
-    workers = [spawn(work) for _ in range(8)]
-    probed = 0
-    while not all(worker.ended for worker in workers):
-        began = time.monotonic()
-        assert ask(server.address, "/healthz").status == 200
-        worst = max(worst, time.monotonic() - began)
-        probed += 1
-        time.sleep(0.01)
+    with contextlib.ExitStack() as stayers:
+        for _ in range(40):
+            stayers.enter_context(connect(server))
+        workers = [spawn(work) for _ in range(8)]
+        probed = 0
+        while not all(worker.ended for worker in workers):
+            began = time.monotonic()
+            assert ask(server.address, "/healthz").status == 200
+            worst = max(worst, time.monotonic() - began)
+            probed += 1
+            time.sleep(0.01)
     for worker in workers:
         worker.result()
     assert next(seeds, None) is None
     assert probed > 20
     assert worst < 1.0
     assert server.wait(0) is False
-    for sock in stayers:
-        sock.close()
     eventually(lambda: len(server._listener._doing) <= 1)
