@@ -74,6 +74,8 @@ if not cython.compiled:
         token,
     )
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
+from fastpool.stats import BUCKETS, SHORT
+from fastpool.stats import bucket as bucket_of
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -137,8 +139,8 @@ HOUSE = cython.declare(cython.Py_ssize_t, 1)
 LOST_SIGHT = cython.declare(cython.int, 1 << 20)
 """More than all cancel requests that are on their way at one time."""
 
-BUCKETS = 40
-"""Wait histogram: bucket n counts waits below 2**n microseconds."""
+SHORT_USE = cython.declare(cython.double, 0.001)
+"""Uses below this are not timed: most are none of the coarse clock's ticks long."""
 
 NO_TIME = cython.declare(cython.double, 0.001)
 """Seconds in which no dial ends: it is not begun for a waiter with less left."""
@@ -733,6 +735,10 @@ class Core:
     cancelled = cython.declare(cython.longlong, visibility="readonly")
     crowded = cython.declare(cython.longlong, visibility="readonly")
     histogram = cython.declare(list[int], visibility="readonly")
+    # Of uses that were not short; how many were follows from the others.
+    use_time = cython.declare(cython.double, visibility="readonly")
+    use_histogram = cython.declare(list[int], visibility="readonly")
+    short_uses = cython.declare(cython.longlong, visibility="readonly")
     # Entries whose connections are to be closed, for the house to take.
     closing = cython.declare(object, visibility="readonly")
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -765,6 +771,9 @@ class Core:
         self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
         self.wait_time = self.served_time = 0.0
         self.histogram = [0] * BUCKETS
+        self.use_time = 0.0
+        self.use_histogram = [0] * BUCKETS
+        self.short_uses = 0
         self.closing = deque()
         self.refusal = None
         self.refused_until = 0.0
@@ -1142,6 +1151,15 @@ class Core:
         else:
             self.retire(entry, holder, reason)
 
+    @cython.cfunc
+    def _used(self, entry: Entry, holder: cython.Py_ssize_t, seconds: cython.double) -> None:
+        """A lease that is about to come back was used for so long."""
+        bucket: cython.Py_ssize_t = bucket_of(seconds)
+        with cython.critical_section(self):
+            if entry.holder == holder and entry.status == LEASED:
+                self.use_time += seconds
+                self.use_histogram[bucket] += 1
+
     def put(self, entry: Entry) -> None:
         """HELD by the house -> to the first who waits, or idle, or retired if
         it is not fit to be either."""
@@ -1171,6 +1189,8 @@ class Core:
         returned: cython.int
         due: cython.double
         since: cython.double
+        if now - entry.since >= SHORT_USE:
+            self._used(entry, holder, now - entry.since)
         with cython.critical_section(self):
             if entry.holder != holder:
                 return NOT_YOURS
@@ -1344,7 +1364,7 @@ class Core:
         finally:
             if waiter.status != AWAY:
                 elapsed = self.now() - waiter.since
-                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+                bucket = bucket_of(elapsed)
                 self._leave(waiter, elapsed, bucket, interrupted)
             if cython.compiled:
                 lease._entry = waiter.entry
@@ -1739,6 +1759,11 @@ class Core:
             wait_time, served_time = self.wait_time, self.served_time
             cancelled, crowded = self.cancelled, self.crowded
             min_size, max_size = self.min_size, self.max_size
+            use_time = self.use_time
+        uses = list(self.use_histogram)
+        # One that is counted and has not ended yet must not make a counter go back.
+        self.short_uses = max(self.short_uses, acquires - leased - sum(uses))
+        uses[SHORT] += self.short_uses
         return {
             "size": size,
             "connecting": connecting,
@@ -1757,6 +1782,8 @@ class Core:
             "cancelled": cancelled,
             "crowded": crowded,
             "histogram": tuple(self.histogram),
+            "use_time": use_time,
+            "use_histogram": tuple(uses),
         }
 
 

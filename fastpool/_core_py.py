@@ -61,6 +61,8 @@ from fastpool._runtime import (
     token,
 )
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
+from fastpool.stats import BUCKETS, SHORT
+from fastpool.stats import bucket as bucket_of
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -124,8 +126,8 @@ HOUSE = 1
 LOST_SIGHT = 1 << 20
 """More than all cancel requests that are on their way at one time."""
 
-BUCKETS = 40
-"""Wait histogram: bucket n counts waits below 2**n microseconds."""
+SHORT_USE = 0.001
+"""Uses below this are not timed: most are none of the coarse clock's ticks long."""
 
 NO_TIME = 0.001
 """Seconds in which no dial ends: it is not begun for a waiter with less left."""
@@ -736,9 +738,12 @@ class Core(Mutexed):
         "refused_until",
         "served_time",
         "settles",
+        "short_uses",
         "size",
         "timeout",
         "timeouts",
+        "use_histogram",
+        "use_time",
         "vets",
         "wait_time",
         "waiting",
@@ -783,6 +788,10 @@ class Core(Mutexed):
     cancelled: int
     crowded: int
     histogram: list[int]
+    # Of uses that were not short; how many were follows from the others.
+    use_time: float
+    use_histogram: list[int]
+    short_uses: int
     # Entries whose connections are to be closed, for the house to take.
     closing: Any
     # refusal: why callers get nothing at the moment, while nothing is established.
@@ -815,6 +824,9 @@ class Core(Mutexed):
         self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
         self.wait_time = self.served_time = 0.0
         self.histogram = [0] * BUCKETS
+        self.use_time = 0.0
+        self.use_histogram = [0] * BUCKETS
+        self.short_uses = 0
         self.closing = deque()
         self.refusal = None
         self.refused_until = 0.0
@@ -1169,6 +1181,14 @@ class Core(Mutexed):
         else:
             self.retire(entry, holder, reason)
 
+    @section
+    def _used(self, entry: Entry, holder: int, seconds: float) -> None:
+        """A lease that is about to come back was used for so long."""
+        bucket: int = bucket_of(seconds)
+        if entry.holder == holder and entry.status == LEASED:
+            self.use_time += seconds
+            self.use_histogram[bucket] += 1
+
     def put(self, entry: Entry) -> None:
         """HELD by the house -> to the first who waits, or idle, or retired if
         it is not fit to be either."""
@@ -1196,6 +1216,8 @@ class Core(Mutexed):
         returned: int
         due: float
         since: float
+        if now - entry.since >= SHORT_USE:
+            self._used(entry, holder, now - entry.since)
         if entry.holder != holder:
             return NOT_YOURS
         # 1 when it comes from a lease, 0 when from a pool thread.
@@ -1362,7 +1384,7 @@ class Core(Mutexed):
         finally:
             if waiter.status != AWAY:
                 elapsed = self.now() - waiter.since
-                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+                bucket = bucket_of(elapsed)
                 self._leave(waiter, elapsed, bucket, interrupted)
             _set_entry(lease, waiter.entry)
             _set_waiter(lease, NO_WAITER)
@@ -1744,6 +1766,11 @@ class Core(Mutexed):
         wait_time, served_time = self.wait_time, self.served_time
         cancelled, crowded = self.cancelled, self.crowded
         min_size, max_size = self.min_size, self.max_size
+        use_time = self.use_time
+        uses = list(self.use_histogram)
+        # One that is counted and has not ended yet must not make a counter go back.
+        self.short_uses = max(self.short_uses, acquires - leased - sum(uses))
+        uses[SHORT] += self.short_uses
         return {
             "size": size,
             "connecting": connecting,
@@ -1762,6 +1789,8 @@ class Core(Mutexed):
             "cancelled": cancelled,
             "crowded": crowded,
             "histogram": tuple(self.histogram),
+            "use_time": use_time,
+            "use_histogram": tuple(uses),
         }
 
 

@@ -24,8 +24,8 @@ from ._impl import Core, Lease, __impl__
 from ._keeper import Keeper
 from ._liveness import Liveness
 from ._opener import Opener, describe
-from ._runtime import threads_are_told_apart
-from ._turnaround import Transaction, Turnaround
+from ._runtime import poll, threads_are_told_apart
+from ._turnaround import DEAD, Transaction, Turnaround
 from .config import PoolConfig
 from .conninfo import ConnInfo
 from .drivers.base import Driver
@@ -331,6 +331,12 @@ class House:
         """Who has a connection now, the longest first."""
         return holders(self.core)
 
+    def cut_off(self) -> bool:
+        """Whether the kernel knows that the server is gone from every connection that
+        is in use. Looks at the sockets and touches nothing."""
+        used = [entry for entry in list(self.core.entries) if entry.holder not in (0, 1)]
+        return bool(used) and all(e.fd >= 0 and poll(e.fd) & DEAD for e in used)
+
     def stats(self) -> PoolStats:
         """One consistent snapshot."""
         opener = self.opener
@@ -360,6 +366,9 @@ class House:
             dial_failures=opener.dial_failures,
             created=opener.created,
             dial_time=opener.dial_time,
+            dial_histogram=tuple(opener.dial_histogram),
+            use_time=seen["use_time"],
+            use_histogram=seen["use_histogram"],
             closed=dict(self.keeper.closed),
             encryption=opener.encryption,
             pgbouncer=opener.pooled,

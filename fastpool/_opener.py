@@ -37,6 +37,7 @@ from ._turnaround import Turnaround
 from .config import PoolConfig
 from .drivers.base import Driver, hang_up
 from .errors import ConnectFailed
+from .stats import BUCKETS, bucket
 
 __all__ = ["Opener"]
 
@@ -89,6 +90,8 @@ class Opener:
         """Connections made."""
         self.dial_time = 0.0
         """Seconds spent in dials that ended well."""
+        self.dial_histogram = [0] * BUCKETS
+        """Of those dials, as the core's of waits."""
         self.last_error: BaseException | None = None
         self.last_error_at = -math.inf
         self.last_success_at = -math.inf
@@ -283,6 +286,7 @@ class Opener:
         self._not_before = 0.0
         self.last_success_at = time.monotonic()
         self.dial_time += self.last_success_at - started
+        self.dial_histogram[bucket(self.last_success_at - started)] += 1
         self.down_since = self.permanent = None
         self._full_until, self._full_for = -math.inf, 0.0
         self._core.regrow()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Lease", "Pool", "PoolView", "Retrying", "from_env"]
 
 log = logging.getLogger("fastpool")
+log.addHandler(logging.NullHandler())  # who configures no logging sees nothing of it
 
 ConnT = TypeVar("ConnT")
 T = TypeVar("T")
@@ -171,8 +172,11 @@ class PoolView(Checkout, Generic[ConnT]):
         Raises ``PoolTimeout`` (its cause: the last connect error),
         ``ConnectFailed``, or the driver's error.
         """
-        deadline = time.monotonic() + timeout
-        lease = self.acquire(timeout)
+        self._ping(timeout, time.monotonic() + timeout)
+
+    def _ping(self, wait: float, deadline: float) -> None:
+        """Wait *wait* seconds at most for the connection, and for all until *deadline*."""
+        lease = self.acquire(wait)
         try:
             entry = lease._entry_of(self._core)
             self._house.driver.ping(entry.conn, max(0.001, deadline - time.monotonic()))

@@ -7,11 +7,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-__all__ = ["Facts", "Holder", "PoolStats", "Waiting"]
+__all__ = ["BUCKETS", "SHORT", "Facts", "Holder", "PoolStats", "Waiting", "bucket"]
 
 Activity = Literal["active", "idle in transaction", "idle"]
 
 _NOT_THE_USERS = sys.stdlib_module_names | {"fastpool", "pg8000", "scramp"}
+
+BUCKETS = 40
+"""Of a histogram of durations: bucket n counts those below 2**n microseconds."""
+SHORT = 10
+"""The bucket of all uses below a millisecond."""
+
+
+def bucket(seconds: float) -> int:
+    """Which one counts a duration."""
+    return min(int(seconds * 1e6).bit_length(), BUCKETS - 1)
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,13 @@ class PoolStats:
     """Connections made."""
     dial_time: float
     """Summed over the attempts that ended well."""
+    dial_histogram: tuple[int, ...] = ()
+    """Of those attempts, as :attr:`wait_histogram`."""
+    use_time: float = 0.0
+    """Summed over all uses that have ended, from acquire to release. Uses are timed by
+    the scheduler's clock, which is up to 4 ms coarse; the sum is right on average."""
+    use_histogram: tuple[int, ...] = ()
+    """Of those uses, as :attr:`wait_histogram`; those below 1 ms count as one group."""
     closed: Mapping[str, int] = field(default_factory=dict)
     """Connections closed, by reason."""
     encryption: str | None = None

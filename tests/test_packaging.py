@@ -165,3 +165,8 @@ def test_version_is_in_changelog() -> None:
     text = (TREE / "CHANGELOG.md").read_text(encoding="utf-8")
     newest = next(line for line in text.splitlines() if line.startswith("## "))
     assert newest.startswith(("## [Unreleased]", f"## [{fastpool.__version__}]"))
+
+
+def test_page_is_shipped() -> None:
+    """The page of the operations is there beside its code."""
+    assert (PACKAGE / "ops" / "page.html").is_file()

@@ -40,6 +40,12 @@ HOSTS = "fastpool/_hosts.py"
 LIVENESS = "fastpool/_liveness.py"
 HOUSE = "fastpool/_house.py"
 DIAGNOSIS = "fastpool/_diagnosis.py"
+OPS_TESTS = "tests/ops/"
+HEALTH = "fastpool/ops/health.py"
+HTTP = "fastpool/ops/http.py"
+SERVER = "fastpool/ops/_server.py"
+HISTORY = "fastpool/ops/_history.py"
+METRICS = "fastpool/ops/metrics.py"
 
 WAITING = [
     Mutant(
@@ -864,114 +870,6 @@ DRIVER = [
     ),
 ]
 
-TIME_LIMITS = [
-    Mutant(
-        "ping-outlasts-its-caller",
-        TURNAROUND,
-        "patience = max(limit - now, _SHORTEST_PING)",
-        "patience = math.inf",
-        "tests/integration/test_timeouts.py::test_hung_ping",
-    ),
-    Mutant(
-        "ping-by-hand-has-all-the-time",
-        POOL,
-        "max(0.001, deadline - time.monotonic())",
-        "timeout",
-        "tests/integration/test_timeouts.py::test_hung_ping_after_a_wait",
-    ),
-    Mutant(
-        "each-look-has-all-the-time",
-        CORE,
-        "            limit = since + timeout\n",
-        "            limit = self.now() + timeout\n",
-        "tests/core/test_acquire.py::test_look_after_a_wait_has_the_rest",
-    ),
-    Mutant(
-        "late-caller-goes-on-looking",
-        CORE,
-        "        if self._coarse() >= limit:\n",
-        "        if self._coarse() > limit + timeout:\n",
-        "tests/core/test_acquire.py::test_no_look_after_the_callers_time",
-    ),
-    Mutant(
-        "drip-feeds-a-dial",
-        "fastpool/drivers/pg8000.py",
-        "            sock.limit = None if limit == math.inf else limit\n",
-        "            sock.settimeout(limit - time.monotonic())\n",
-        "tests/integration/test_timeouts.py::test_dial[dripping_handshake]",
-    ),
-    Mutant(
-        "name-resolution-without-a-limit",
-        "fastpool/drivers/_socket.py",
-        "if not lookup.done.wait(max(0.0, left)):",
-        "if not lookup.done.wait():",
-        "tests/integration/test_timeouts.py::test_dial[hung_name_resolution]",
-    ),
-    Mutant(
-        "no-user-timeout",
-        "fastpool/drivers/_socket.py",
-        '    "tcp_user_timeout": "TCP_USER_TIMEOUT",\n',
-        '    "tcp_user_timeout": "TCP_USER_TIMEOUT_",\n',
-        "tests/integration/test_timeouts.py::test_user_timeout",
-    ),
-    Mutant(
-        "keepalives-of-the-system",
-        "fastpool/drivers/_socket.py",
-        '    "keepalives_idle": "TCP_KEEPIDLE",\n',
-        '    "keepalives_idle": "TCP_KEEPIDLE_",\n',
-        "tests/integration/test_timeouts.py::test_keepalives",
-    ),
-]
-
-MATRIX = [
-    Mutant(
-        "dial-that-fails-for-long-keeps-its-slot",
-        OPENER,
-        """\
-        except BaseException as error:
-            self._core.forget(entry)
-            self._failed(error)
-""",
-        """\
-        except BaseException as error:
-            self._failed(error)
-""",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[error-left-alone]",
-    ),
-    Mutant(
-        "failed-after-connect-keeps-its-slot",
-        OPENER,
-        """\
-            self._core.adopt(entry, conn, fd)
-            self._core.retire(entry, entry.holder, "after_connect")
-""",
-        """\
-            self._core.adopt(entry, conn, fd)
-""",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
-    ),
-    Mutant(
-        "failing-before-close-ends-the-keeper",
-        KEEPER,
-        "except BaseException:  # nobody else would hear of it",
-        "except KeyError:",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
-    ),
-    Mutant(
-        "one-dial-too-many",
-        CORE,
-        """\
-            if wanted > self.ceiling - self.size:
-                wanted = self.ceiling - self.size
-""",
-        """\
-            if wanted > self.ceiling - self.size:
-                wanted = self.ceiling - self.size + 1
-""",
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[slow-in-a-hurry]",
-    ),
-]
-
 DEADLINES = [
     Mutant(
         "deadline-ends-with-the-wait",
@@ -1115,6 +1013,114 @@ DEADLINES = [
         "if context.overtime:  # the server",
         "if False:  # the server",
         SERVER_TESTS + "test_copy_under_a_deadline",
+    ),
+]
+
+TIME_LIMITS = [
+    Mutant(
+        "ping-outlasts-its-caller",
+        TURNAROUND,
+        "patience = max(limit - now, _SHORTEST_PING)",
+        "patience = math.inf",
+        "tests/integration/test_timeouts.py::test_hung_ping",
+    ),
+    Mutant(
+        "ping-by-hand-has-all-the-time",
+        POOL,
+        "max(0.001, deadline - time.monotonic())",
+        "timeout",
+        "tests/integration/test_timeouts.py::test_hung_ping_after_a_wait",
+    ),
+    Mutant(
+        "each-look-has-all-the-time",
+        CORE,
+        "            limit = since + timeout\n",
+        "            limit = self.now() + timeout\n",
+        "tests/core/test_acquire.py::test_look_after_a_wait_has_the_rest",
+    ),
+    Mutant(
+        "late-caller-goes-on-looking",
+        CORE,
+        "        if self._coarse() >= limit:\n",
+        "        if self._coarse() > limit + timeout:\n",
+        "tests/core/test_acquire.py::test_no_look_after_the_callers_time",
+    ),
+    Mutant(
+        "drip-feeds-a-dial",
+        "fastpool/drivers/pg8000.py",
+        "            sock.limit = None if limit == math.inf else limit\n",
+        "            sock.settimeout(limit - time.monotonic())\n",
+        "tests/integration/test_timeouts.py::test_dial[dripping_handshake]",
+    ),
+    Mutant(
+        "name-resolution-without-a-limit",
+        "fastpool/drivers/_socket.py",
+        "if not lookup.done.wait(max(0.0, left)):",
+        "if not lookup.done.wait():",
+        "tests/integration/test_timeouts.py::test_dial[hung_name_resolution]",
+    ),
+    Mutant(
+        "no-user-timeout",
+        "fastpool/drivers/_socket.py",
+        '    "tcp_user_timeout": "TCP_USER_TIMEOUT",\n',
+        '    "tcp_user_timeout": "TCP_USER_TIMEOUT_",\n',
+        "tests/integration/test_timeouts.py::test_user_timeout",
+    ),
+    Mutant(
+        "keepalives-of-the-system",
+        "fastpool/drivers/_socket.py",
+        '    "keepalives_idle": "TCP_KEEPIDLE",\n',
+        '    "keepalives_idle": "TCP_KEEPIDLE_",\n',
+        "tests/integration/test_timeouts.py::test_keepalives",
+    ),
+]
+
+MATRIX = [
+    Mutant(
+        "dial-that-fails-for-long-keeps-its-slot",
+        OPENER,
+        """\
+        except BaseException as error:
+            self._core.forget(entry)
+            self._failed(error)
+""",
+        """\
+        except BaseException as error:
+            self._failed(error)
+""",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[error-left-alone]",
+    ),
+    Mutant(
+        "failed-after-connect-keeps-its-slot",
+        OPENER,
+        """\
+            self._core.adopt(entry, conn, fd)
+            self._core.retire(entry, entry.holder, "after_connect")
+""",
+        """\
+            self._core.adopt(entry, conn, fd)
+""",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
+    ),
+    Mutant(
+        "failing-before-close-ends-the-keeper",
+        KEEPER,
+        "except BaseException:  # nobody else would hear of it",
+        "except KeyError:",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[ok-left-alone]",
+    ),
+    Mutant(
+        "one-dial-too-many",
+        CORE,
+        """\
+            if wanted > self.ceiling - self.size:
+                wanted = self.ceiling - self.size
+""",
+        """\
+            if wanted > self.ceiling - self.size:
+                wanted = self.ceiling - self.size + 1
+""",
+        "tests/pool/test_matrix.py::test_whole_whatever_happens[slow-in-a-hurry]",
     ),
 ]
 
@@ -1802,6 +1808,142 @@ SOAK = [
     ),
 ]
 
+OPERATIONS = [
+    Mutant(
+        "busy-is-unhealthy",
+        HEALTH,
+        "return _CUT_OFF if pool._house.cut_off() else None",
+        "return describe(error)",
+        OPS_TESTS + "test_health.py::test_readiness_of_a_saturated_pool",
+    ),
+    Mutant(
+        "dead-is-only-busy",
+        HEALTH,
+        "return _CUT_OFF if pool._house.cut_off() else None",
+        "return None",
+        OPS_TESTS + "test_health.py::test_saturated_but_cut_off",
+    ),
+    Mutant(
+        "check-queues-for-its-whole-timeout",
+        HEALTH,
+        "patience = timeout * _PATIENCE",
+        "patience = timeout",
+        OPS_TESTS + "test_health.py::test_saturated_is_degraded",
+    ),
+    Mutant(
+        "slow-dial-is-cut-short",
+        HEALTH,
+        "patience = ends - time.monotonic()\n            if patience <= 0:",
+        "patience = ends - time.monotonic()\n            if True:",
+        OPS_TESTS + "test_health.py::test_a_slow_dial_gets_the_whole_timeout",
+    ),
+    Mutant(
+        "each-asker-checks",
+        HEALTH,
+        "shared = self._running if self._pid == os.getpid() else None",
+        "shared = None",
+        OPS_TESTS + "test_health.py::test_many_askers_take_one_connection",
+    ),
+    Mutant(
+        "ready-from-the-start",
+        HEALTH,
+        "if not self._ready.is_set():",
+        "if False:",
+        OPS_TESTS + "test_health.py::test_readiness_before_it_is_set",
+    ),
+    Mutant(
+        "degraded-is-503",
+        HEALTH,
+        """return 503 if self.status == "unhealthy" else 200""",
+        """return 200 if self.status == "healthy" else 503""",
+        OPS_TESTS + "test_health.py::test_saturated_is_degraded",
+    ),
+    Mutant(
+        "page-for-everybody",
+        SERVER,
+        "return _Everything(named(pools)) if loopback else Probes(pools)",
+        "return _Everything(named(pools))",
+        OPS_TESTS + "test_server.py::test_a_pool_for_everybody",
+    ),
+    Mutant(
+        "each-byte-has-the-read-timeout",
+        SERVER,
+        "left = self._until - time.monotonic()",
+        "left = 0.3",
+        OPS_TESTS + "test_server.py::test_a_slow_client_is_dropped",
+    ),
+    Mutant(
+        "slow-clients-shut-out-a-probe",
+        SERVER,
+        """oldest = self._first("reading") or self._first("sending")""",
+        "oldest = None",
+        OPS_TESTS + "test_server.py::test_slow_clients_make_room",
+    ),
+    Mutant(
+        "close-cuts-off-at-once",
+        SERVER,
+        "self._changed.wait_for(lambda: not self._busy(), timeout)",
+        "pass",
+        OPS_TESTS + "test_server.py::test_close_lets_requests_end",
+    ),
+    Mutant(
+        "checks-take-every-thread",
+        HTTP,
+        "if not self._checking.acquire(blocking=False):",
+        "if not self._checking.acquire():",
+        OPS_TESTS + "test_http.py::test_too_many_checks",
+    ),
+    Mutant(
+        "check-blocks-the-event-loop",
+        HTTP,
+        "response = await self._in_thread(call)",
+        "response = call()",
+        OPS_TESTS + "test_http.py::test_asgi_does_not_block_the_loop",
+    ),
+    Mutant(
+        "redirect-to-another-server",
+        HTTP,
+        """path = quote(root.strip(b"/"))""",
+        """path = root.decode("latin-1")[1:]""",
+        OPS_TESTS + "test_http.py::test_a_redirect_stays_here",
+    ),
+    Mutant(
+        "sampling-keeps-the-pools",
+        HISTORY,
+        "me = weakref.ref(self)",
+        "me = lambda: self",
+        OPS_TESTS + "test_http.py::test_sampling_runs_by_itself",
+    ),
+    Mutant(
+        "bucket-one-off",
+        METRICS,
+        "totals[first:]",
+        "totals[first - 1 :]",
+        OPS_TESTS + "test_metrics.py::test_buckets_end_where_they_say",
+    ),
+    Mutant(
+        "recorded-again-each-time",
+        METRICS,
+        "self._recorded[name, kind] = counts",
+        "pass",
+        OPS_TESTS + "test_metrics.py::test_opentelemetry",
+    ),
+    Mutant(
+        "use-is-not-timed",
+        CORE,
+        "                self.use_time += seconds\n",
+        "",
+        OPS_TESTS + "test_metrics.py::test_uses_are_timed",
+    ),
+    Mutant(
+        "figures-outlive-the-pool",
+        "fastpool/ops/logs.py",
+        "return pool is None or is_closed(pool)",
+        "return pool is None",
+        OPS_TESTS + "test_logs.py::test_ends_with_the_pool",
+    ),
+]
+
 MUTANTS = [
     *WAITING,
     *CHECKOUT,
@@ -1810,9 +1952,9 @@ MUTANTS = [
     *DIALLING,
     *SETTINGS,
     *DRIVER,
+    *DEADLINES,
     *TIME_LIMITS,
     *MATRIX,
-    *DEADLINES,
     *INTERRUPTS,
     *FAILOVER,
     *FORK,
@@ -1820,4 +1962,5 @@ MUTANTS = [
     *HIDDEN,
     *EXPLAINING,
     *SOAK,
+    *OPERATIONS,
 ]

@@ -59,7 +59,17 @@ class Model:
     refusal: tuple[object, float] | None = None
     counts: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(
-            ("acquires", "waits", "wait_time", "served_time", "timeouts", "cancelled", "crowded"), 0
+            (
+                "acquires",
+                "waits",
+                "wait_time",
+                "served_time",
+                "timeouts",
+                "cancelled",
+                "crowded",
+                "use_time",
+            ),
+            0,
         )
     )
     # Scripts, by name of the entry: what a look at it, and what settling it, comes to.
@@ -131,6 +141,8 @@ class Model:
         s, leased = self.settings, e.status == "leased"
         if e.holder != holder:
             return ""
+        if leased:
+            self.counts["use_time"] += self.now - e.since
         if e.flags or e.stray or (s["settles"] and leased):
             why = "broken"
         elif e.generation != self.generation:
