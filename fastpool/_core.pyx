@@ -1726,8 +1726,9 @@ class Core:
         self.missed = 0
         self.refusal = None
         self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
-        self.wait_time = self.served_time = 0.0
+        self.wait_time = self.served_time = self.use_time = 0.0
         self.histogram = [0] * BUCKETS
+        self.use_histogram = [0] * BUCKETS
         return connections
 
     # -- what is known ---------------------------------------------------------

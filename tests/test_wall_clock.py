@@ -37,10 +37,11 @@ def wall_clocks(text: str) -> Iterator[int]:
 
 
 def test_no_module_reads_the_wall_clock() -> None:
-    """All times of the package are on the monotonic clock."""
+    """All times of the pool are on the monotonic clock; ``ops`` tells people the hour."""
     found = [
         f"{path.relative_to(PACKAGE)}:{line}"
         for path in sorted([*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyx")])
+        if path.relative_to(PACKAGE).parts[0] != "ops"
         for line in wall_clocks(path.read_text(encoding="utf-8"))
     ]
     found += [

@@ -210,7 +210,7 @@ def test_whatever_a_holder_has(pool: Pool[Any], monkeypatch: pytest.MonkeyPatch)
 
     @dataclass(frozen=True)
     class Detailed(Holder):
-        state: str = "active"
+        mood: str = "calm"
 
         @property
         def now_at(self) -> str:
@@ -223,7 +223,10 @@ def test_whatever_a_holder_has(pool: Pool[Any], monkeypatch: pytest.MonkeyPatch)
         "thread_id": 1,
         "thread_name": "main",
         "age": 2.5,
-        "state": "active",
+        "state": "idle",
+        "running": None,
+        "alive": True,
+        "mood": "calm",
         "now_at": "app.py:7",
     }
 
