@@ -1,0 +1,2 @@
+def write(): return 0
+def readme(check): return 0
