@@ -6,7 +6,7 @@ RUN = .venv/bin
 # For tools that call others by name.
 ON_PATH = PATH="$(CURDIR)/$(RUN):$$PATH"
 
-.PHONY: help demo test lint bench figures mutants wheel clean
+.PHONY: help demo test lint bench bench-smoke bench-quick bench-full figures mutants wheel clean
 # The targets share .venv, so they run one after the other.
 .NOTPARALLEL:
 
@@ -14,8 +14,9 @@ help:
 	@echo "make demo     see the pool at work on a private PostgreSQL"
 	@echo "make test     run the tests"
 	@echo "make lint     check style, types and the generated file"
-	@echo "make bench    run the benchmarks in short"
-	@echo "make figures  run the benchmarks in full and print every figure"
+	@echo "make bench    run the benchmarks and write docs/benchmarks.md (15 minutes; also"
+	@echo "              bench-quick: two, only printed; bench-full: the whole grid, hours)"
+	@echo "make figures  measure every figure that has a target, and judge it"
 	@echo "make mutants  plant faults in the source and see that a test notices each"
 	@echo "make wheel    build the sdist, the compiled wheel and the pure wheel into dist/"
 	@echo "make clean    remove everything that was made"
@@ -36,9 +37,16 @@ lint:
 	$(ON_PATH) cython-lint fastpool
 	$(RUN)/python tools/unpyx.py --check
 
-bench:
+bench bench-full:
 	@$(VENV) bench
-	$(RUN)/python -m bench quick
+	$(RUN)/python -m bench run --effort $(if $(filter %-full,$@),full,slice) \
+		--json docs/benchmarks.json
+	$(RUN)/python -m bench page
+
+# Only sees that everything runs, in less than a minute.
+bench-smoke bench-quick:
+	@$(VENV) bench
+	$(RUN)/python -m bench run --effort $(subst bench-,,$@)
 
 figures:
 	@$(VENV) bench

@@ -73,7 +73,7 @@ def announced(bench: Bench, names: Sequence[str]) -> Iterator[Iterator[str]]:
                 bar.update()
 
         if not bar.disable:
-            bench.progress = bar.set_postfix_str  # type: ignore[assignment]
+            bench.progress = bar.set_postfix_str  # type: ignore[method-assign]
         yield each()
 
 

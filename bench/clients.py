@@ -133,9 +133,11 @@ def psycopg_pooled(way: Way) -> tuple[Client, Callable[[], None]]:
 
     def run(script: Script, times: int) -> None:
         for _ in range(times):
-            with pool.connection() as conn:
-                with conn.transaction() if len(script) > 1 else contextlib.nullcontext():
-                    dbapi(conn.execute, script)
+            with ExitStack() as stack:
+                conn = stack.enter_context(pool.connection())
+                if len(script) > 1:
+                    stack.enter_context(conn.transaction())
+                dbapi(conn.execute, script)
 
     return run, pool.close
 

@@ -22,7 +22,17 @@ from unittest.mock import patch
 import fastpool
 from fastpool.testing import StubDriver
 
-__all__ = ["CORES", "OTHER_CORE", "PEERS", "Contender", "Spec", "contenders", "ours", "package", "visit"]
+__all__ = [
+    "CORES",
+    "OTHER_CORE",
+    "PEERS",
+    "Contender",
+    "Spec",
+    "contenders",
+    "ours",
+    "package",
+    "visit",
+]
 
 OTHER_CORE = "fastpool, interpreted" if fastpool.__impl__ == "c" else "fastpool, compiled"
 CORES = {"fastpool": fastpool.__impl__, OTHER_CORE: "python" if fastpool.__impl__ == "c" else "c"}
@@ -174,7 +184,7 @@ def _sqlalchemy(spec: Spec) -> Contender:
 def _dbutils(spec: Spec) -> Contender:
     dbutils = importlib.import_module("dbutils.pooled_db")  # has no types
     fake = _fake(spec)
-    errors = {name: Exception for name in ("OperationalError", "InterfaceError", "InternalError")}
+    errors = dict.fromkeys(("OperationalError", "InterfaceError", "InternalError"), Exception)
     module = type("Module", (), {"threadsafety": 2, "connect": fake.connect, **errors})
     sizes = {"mincached": spec.least, "maxcached": spec.high, "maxconnections": spec.high}
     pool = dbutils.PooledDB(module, blocking=True, **sizes)

@@ -1,9 +1,10 @@
 """One side of a comparison: a program that measures the fastpool that it can import.
 
 It is run in the place of each revision, so it uses nothing but what all of them have.
-Requests are lines on stdin, ``[case, seconds]``; the answer to each is a line with the
-nanoseconds a call took. ``probe.py count CASE N`` does a case N times and ends: for
-callgrind.
+Its first line says which fastpool that is, and on which core. Requests are lines on
+stdin, ``[case, dsn, seconds]``; the answer to each is a line with the nanoseconds a call
+took. A whole number instead of seconds: so many calls. ``probe.py CASE N`` does a case
+N times and ends: for callgrind.
 """
 
 from __future__ import annotations
@@ -117,7 +118,7 @@ def make(name: str, dsn: str) -> Case:
 
 
 def often(case: Case, times: int) -> float:
-    """Seconds for *times* calls; of the processor, for what never waits."""
+    """Seconds for *times* calls."""
     began = time.perf_counter()
     for _ in range(times):
         case()
@@ -133,23 +134,21 @@ def nanoseconds(case: Case, seconds: float) -> float:
     return 1e9 * median(often(case, times) / times for _ in range(min(slices, 15)))
 
 
-def serve(dsn: str) -> None:
-    cases: dict[str, Case] = {}
+def serve() -> None:
+    cases: dict[tuple[str, str], Case] = {}
     print(json.dumps([fastpool.__file__, fastpool.__impl__]), flush=True)
     for line in sys.stdin:
-        name, amount = json.loads(line)
-        if name not in cases:
-            cases[name] = make(name, dsn)
-            cases[name]()
-        if isinstance(amount, int):
-            often(cases[name], amount)
-            print(0.0, flush=True)
-        else:
-            print(nanoseconds(cases[name], amount), flush=True)
+        name, dsn, amount = json.loads(line)
+        if (name, dsn) not in cases:
+            cases[name, dsn] = make(name, dsn)
+            cases[name, dsn]()
+        case = cases[name, dsn]
+        found = often(case, amount) if isinstance(amount, int) else nanoseconds(case, amount)
+        print(found, flush=True)
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "count":
-        often(make(sys.argv[2], ""), int(sys.argv[3]))
+    if len(sys.argv) > 1:
+        often(make(sys.argv[1], ""), int(sys.argv[2]))
     else:
-        serve(sys.argv[2])
+        serve()

@@ -16,7 +16,17 @@ from typing import Any
 
 import fastpool
 
-__all__ = ["Row", "Target", "amount", "as_dict", "as_table", "compiled", "machine", "optimised_build", "save"]
+__all__ = [
+    "Row",
+    "Target",
+    "amount",
+    "as_dict",
+    "as_table",
+    "compiled",
+    "machine",
+    "optimised_build",
+    "save",
+]
 
 Target = tuple[str, float]
 """``("<=", 1.0)`` or ``(">=", 5)``."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
+from operator import methodcaller
 from statistics import median
 
 from ..load import QUANTILES, Load, Work, busy, loops_in, one_way, quantile
@@ -77,7 +78,8 @@ def crowded(bench: Bench) -> Iterator[Row]:
             loads = bench.loads(pools, work)
         name = f"{work.threads} threads, {size} connections"
         for label, q in ("worst", 1.0), ("p99.9", 0.999):
-            yield against(f"{name}: {label} wait", loads, lambda load, q=q: load.wait(q), "<=", 1)
+            merit = methodcaller("wait", q)
+            yield against(f"{name}: {label} wait", loads, merit, "<=", 1)
         yield throughput(name, loads, 0.95)
 
 
@@ -85,9 +87,7 @@ def zero_hold(bench: Bench) -> Iterator[Row]:
     """Threads that do nothing but check out and in."""
     with contenders(Spec(4)) as pools:
         for threads in (8, 32):
-            yield throughput(
-                f"zero hold, {threads} threads", bench.loads(pools, Work(threads)), 5
-            )
+            yield throughput(f"zero hold, {threads} threads", bench.loads(pools, Work(threads)), 5)
 
 
 def computing(bench: Bench) -> Iterator[Row]:

@@ -93,11 +93,11 @@ def many(bench: Bench) -> Iterator[Row]:
             stack.enter_context(pool.connection())
             queues[f"{size}"] = _Queue(pool, size)
             stack.callback(queues[f"{size}"].clear)
-        cases = {size: queue.come_and_go for size, queue in queues.items()}
+        cases = {name: queue.come_and_go for name, queue in queues.items()}
         waiting = interleave(cases, bench.effort, clock)
     for what, times in ("idle", idle), ("waiting", waiting):
-        for size, values in times.items():
-            bench.record("many", what=what, size=int(size), seconds=median(values))
+        for name, values in times.items():
+            bench.record("many", what=what, size=int(name), seconds=median(values))
     few, lots = f"{SIZES[0]}", f"{MANY}"
     yield Row("checkout, 10 000 idle / 10", idle[lots], idle[few], target=target)
     yield Row("waiting, 10 000 waiters / 10", waiting[lots], waiting[few], target=target)
@@ -231,6 +231,7 @@ def cancellation(bench: Bench) -> Iterator[Row]:
     for name, values in told.items():
         bench.record("cancellation", pool=name, seconds=median(values))
     if "psycopg_pool" in told:
-        yield Row("100 waiters of a closed pool / psycopg_pool", told["fastpool"], told["psycopg_pool"])
+        name = "100 waiters of a closed pool / psycopg_pool"
+        yield Row(name, told["fastpool"], told["psycopg_pool"])
     else:
         yield Row("100 waiters of a closed pool", note="psycopg_pool is not installed")

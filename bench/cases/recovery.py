@@ -174,5 +174,3 @@ def _record(bench: Bench, pool: str, outcome: _Outcome) -> None:
         inside = [well for at, _, well, _ in outcome.done if step * STEP <= at < (step + 1) * STEP]
         point = {"second": step * STEP - outcome.up, "served": sum(inside) / STEP}
         bench.record("timeline", pool=pool, **point, failed=(len(inside) - sum(inside)) / STEP)
-
-
