@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from . import compare, page
 from .cases import FIGURES, GROUPS
-from .measure import EFFORTS, Effort
+from .measure import EFFORTS
 from .report import Row, as_table, machine, save
 from .stage import Bench
 
 HELP = """\
 figures   measure what has a target and judge it; exit status 1 when one falls short
 run       measure everything, judge nothing
-page      write docs/benchmarks.md and its plots from docs/benchmarks.json
+page      write benchmarks.md and its plots from the benchmarks.json in that directory
 readme    write the README's figures from docs/benchmarks.json
 compare   two git revisions; exit status 1 when the second is slower
 """
@@ -48,9 +48,11 @@ def parser() -> argparse.ArgumentParser:
         measuring.add_argument("--rows", type=groups, help=",".join(GROUPS))
         measuring.add_argument("--rounds", type=int, choices=range(1, 100), metavar="N")
         measuring.add_argument("--json", type=Path, metavar="FILE", help="write it there too")
-        if name == "run":
-            measuring.add_argument("--effort", choices=EFFORTS, default="slice")
-    commands.add_parser("page")
+        measuring.set_defaults(judged=name == "figures", effort="figures")
+    measuring.add_argument("--effort", choices=EFFORTS, default="slice")
+    commands.add_parser("page").add_argument(
+        "directory", type=Path, nargs="?", default=page.DOCS, help="default: docs"
+    )
     commands.add_parser("readme").add_argument(
         "--check", action="store_true", help="change nothing; exit status 1 when it would"
     )
@@ -78,30 +80,26 @@ def announced(bench: Bench, names: Sequence[str]) -> Iterator[Iterator[str]]:
 
 
 def measure(options: argparse.Namespace) -> int:
-    judged = options.command == "figures"
-    effort = Effort(9) if judged else EFFORTS[options.effort]
+    effort = EFFORTS[options.effort]
     if options.rounds is not None:
         effort = replace(effort, rounds=options.rounds)
-    names = options.rows or [*(FIGURES if judged else GROUPS)]
+    names = options.rows or [*(FIGURES if options.judged else GROUPS)]
     described = machine()
     print(*(f"{key:14}{value}" for key, value in described.items()), "", sep="\n", flush=True)
     rows: list[Row] = []
     with Bench(effort) as bench, announced(bench, names) as turns:
         for name in turns:
             try:
-                rows += [replace_group(row, name) for row in GROUPS[name](bench)]
+                rows += [replace(row, group=name) for row in GROUPS[name](bench)]
             except FileNotFoundError as error:  # there is no PostgreSQL here
                 rows.append(Row(name, note=str(error), group=name))
+    judged = options.effort not in ("smoke", "quick")  # those are too short for a verdict
     print(as_table(rows, judged))
     print("\nload average at the end:", *(f"{average:.2f}" for average in os.getloadavg()))
     if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
         save(options.json, described, rows, judged, bench.series)
-    return int(judged and any(row.verdict == "falls short" for row in rows))
-
-
-def replace_group(row: Row, group: str) -> Row:
-    row.group = group
-    return row
+    return int(options.judged and any(row.verdict == "falls short" for row in rows))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("fastpool", "psycopg.pool", "sqlalchemy.pool"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # restarts, TLS that proves nobody
     if options.command == "page":
-        return page.write()
+        return page.write(options.directory)
     if options.command == "readme":
         return page.readme(check=options.check)
     if options.command == "compare":

@@ -197,8 +197,7 @@ def times(sites: Sites, cores: Sequence[str], dsn: str, rounds: int) -> list[Com
                     key = core, case
                     found.setdefault(key, Comparison(f"{case}, {CORES[core]}", "ns"))
                     for side, probe in probes.items():
-                        value = probe.ask(case, where, 0.05)
-                        getattr(found[key], side).append(value)
+                        getattr(found[key], side).append(probe.ask(case, where, 0.05))
     return list(found.values())
 
 

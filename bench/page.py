@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and the README's figures, from docs/benchmarks.json."""
+"""benchmarks.md and the README's figures, from the benchmarks.json beside them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from typing import Any
 from .cases import FIGURES, GROUPS
 from .report import amount
 
-__all__ = ["MADE", "readme", "write"]
+__all__ = ["DOCS", "readme", "write"]
 
 ROOT = Path(__file__).resolve().parent.parent
-MADE = ROOT / "docs" / "benchmarks.json"
-PAGE = ROOT / "docs" / "benchmarks.md"
-PLOTS = ROOT / "docs" / "benchmarks"
+DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 
 BEGIN = "<!-- figures: written by python -m bench readme -->"
@@ -94,7 +92,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
     return [row["name"], left, right, f"{row['ratio']:.3g}", spread, target, row["verdict"]]
 
 
-def sections(data: Mapping[str, Any]) -> Iterator[str]:
+def sections(data: Mapping[str, Any], directory: Path) -> Iterator[str]:
     from .plots import draw  # needs a library that measuring does not need
 
     yield INTRODUCTION
@@ -104,24 +102,24 @@ def sections(data: Mapping[str, Any]) -> Iterator[str]:
         if not rows:
             continue
         yield f"## {TITLES[group]}\n"
-        yield inspect.cleandoc(function.__doc__ or "") + "\n"
-        drawn = draw(group, data["series"], PLOTS)
+        yield inspect.cleandoc(function.__doc__ or "").replace("``", "`") + "\n"
+        drawn = draw(group, data["series"], directory / "benchmarks")
         if drawn is not None:
             file, caption = drawn
-            yield f"![{caption}]({file.relative_to(PAGE.parent)})\n\n*{caption}.*\n"
+            yield f"![{caption}]({file.relative_to(directory)})\n\n*{caption}.*\n"
         header = ["figure", "left", "right", "ratio", "quartiles", "target", ""]
         yield table(header, [cells(row) for row in rows])
         command = "figures" if group in FIGURES else "run"
         yield f"Again: `python -m bench {command} --rows {group}`\n"
 
 
-def load() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(MADE.read_text())
+def load(directory: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((directory / "benchmarks.json").read_text())
     return found
 
 
-def write() -> int:
-    PAGE.write_text("\n".join(sections(load())))
+def write(directory: Path) -> int:
+    (directory / "benchmarks.md").write_text("\n".join(sections(load(directory), directory)))
     return 0
 
 
@@ -148,7 +146,7 @@ def readme(check: bool) -> int:
     if len(between.findall(text)) != 1:
         print(f"bench: README.md must have {BEGIN} and {END} once", file=sys.stderr)
         return 1
-    wanted = between.sub(lambda _: headlines(load()), text)
+    wanted = between.sub(lambda _: headlines(load(DOCS)), text)
     if check:
         if wanted != text:
             print("bench: README.md is behind docs/benchmarks.json", file=sys.stderr)

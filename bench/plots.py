@@ -47,7 +47,8 @@ def bars(axes: Axes, names: Sequence[str], values: Sequence[float], unit: str) -
     axes.barh(names, values, color=[colour(name) for name in names])
     axes.invert_yaxis()
     for at, value in enumerate(values):
-        axes.text(value, at, f" {value:,.3g} {unit}", va="center")
+        text = f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+        axes.text(value, at, f" {text} {unit}", va="center", fontsize=7)
     axes.margins(x=0.25)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -66,6 +67,8 @@ def threads(series: Mapping[str, Table]) -> Figure:
     lines(tail, table, "threads", "p99.9", 1e3)
     tail.set(xscale="log", yscale="log", xlabel="threads", ylabel="p99.9 of the wait, ms")
     tail.legend(frameon=False, fontsize=7)
+    for axes in (rate, tail):
+        axes.minorticks_off()
     return figure
 
 
@@ -119,24 +122,20 @@ def statements(series: Mapping[str, Table]) -> Figure:
 
 
 def handoffs(series: Mapping[str, Table]) -> Figure:
-    """From a release until the next has it: p50 (bar) and p99 (line), in microseconds"""
+    """From a release until the next has it: p50, and p99 in light, in microseconds"""
     table = series["handoff"]
     conditions = list(dict.fromkeys(row["condition"] for row in table))
-    figure = Figure(figsize=(10, 2.8), layout="constrained")
+    figure = Figure(figsize=(10, 2.6), layout="constrained")
     for j, (axes, condition) in enumerate(
         zip(figure.subplots(1, len(conditions), squeeze=False)[0], conditions, strict=True)
     ):
         chosen = [row for row in table if row["condition"] == condition]
-        names = [row["pool"] for row in chosen]
+        names = [str(row["pool"]) for row in chosen]
+        colours = [colour(name) for name in names]
+        axes.barh(names, [1e6 * row["p99"] for row in chosen], color=colours, alpha=0.25)
         bars(axes, names, [1e6 * row["p50"] for row in chosen], "")
-        axes.hlines(
-            range(len(chosen)),
-            [1e6 * row["p50"] for row in chosen],
-            [1e6 * row["p99"] for row in chosen],
-            color="black",
-            lw=0.8,
-        )
         axes.set_xscale("log")
+        axes.minorticks_off()
         axes.set_title(condition, loc="left", fontsize=9)
         if j:
             axes.set_yticklabels([])
@@ -158,7 +157,7 @@ def draw(group: str, series: Mapping[str, Table], directory: Path) -> tuple[Path
     if group not in PLOTS or not series.get(PLOTS[group][1]):
         return None
     name, _, make = PLOTS[group]
-    directory.mkdir(exist_ok=True)
+    directory.mkdir(parents=True, exist_ok=True)
     file = directory / f"{name}.svg"
     make(series).savefig(file, metadata={"Date": None, "Creator": None})
     return file, (make.__doc__ or "").strip()
