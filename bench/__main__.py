@@ -90,9 +90,10 @@ def measure(options: argparse.Namespace) -> int:
     with Bench(effort) as bench, announced(bench, names) as turns:
         for name in turns:
             try:
-                rows += [replace(row, group=name) for row in GROUPS[name](bench)]
+                found = [replace(row, group=name) for row in GROUPS[name](bench)]
             except FileNotFoundError as error:  # there is no PostgreSQL here
-                rows.append(Row(name, note=str(error), group=name))
+                found = [Row(name, note=str(error), group=name)]
+            rows += found or [Row(name, note="no peer is installed", group=name)]
     judged = options.effort not in ("smoke", "quick")  # those are too short for a verdict
     print(as_table(rows, judged))
     print("\nload average at the end:", *(f"{average:.2f}" for average in os.getloadavg()))

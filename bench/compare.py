@@ -112,7 +112,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return ordered[k - 1], ordered[-k]
 
 
-def build(revision: str, room: Path, plant: str | None = None) -> Path:
+def plant(name: str, tree: Path) -> None:
+    """Write one of the known slowdowns into *tree*."""
+    file, right, wrong = PLANTS[name]
+    text = (tree / file).read_text()
+    if text.count(right) != 1:
+        raise SystemExit(f"bench: {file} has changed, and {name!r} cannot be planted any more")
+    (tree / file).write_text(text.replace(right, wrong))
+
+
+def build(revision: str, room: Path, planted: str | None = None) -> Path:
     """Install *revision* into a directory of its own; returns it."""
     tree, site = room / "tree", room / "site"
     tree.mkdir(parents=True)
@@ -120,12 +129,8 @@ def build(revision: str, room: Path, plant: str | None = None) -> Path:
         ["git", "archive", "--format=tar", revision], cwd=ROOT, stdout=subprocess.PIPE, check=True
     )
     subprocess.run(["tar", "-x"], cwd=tree, input=archive.stdout, check=True)
-    if plant is not None:
-        file, right, wrong = PLANTS[plant]
-        text = (tree / file).read_text()
-        if right not in text:
-            raise SystemExit(f"bench: {file} has changed, and {plant!r} cannot be planted any more")
-        (tree / file).write_text(text.replace(right, wrong))
+    if planted is not None:
+        plant(planted, tree)
         subprocess.run([sys.executable, "tools/unpyx.py"], cwd=tree, check=True)
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
     environment = {**os.environ, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
@@ -273,8 +278,8 @@ def run(options: argparse.Namespace) -> int:
         sites = {}
         for side, revision in revisions.items():
             print(f"bench: building {revision}", file=sys.stderr, flush=True)
-            plant = options.plant if side == "head" else None
-            sites[side] = build(_git("rev-parse", f"{revision}^{{commit}}"), room / side, plant)
+            planted = options.plant if side == "head" else None
+            sites[side] = build(_git("rev-parse", f"{revision}^{{commit}}"), room / side, planted)
         found = compare(sites, options.rounds)
     shown = options.head or "the working tree"
     if options.plant is not None:
