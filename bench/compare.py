@@ -33,6 +33,7 @@ from tqdm import tqdm
 
 from fastpool.testing import FaultProxy, LocalPostgres
 
+from .measure import pinned
 from .probe import PROBED, STATEMENTS
 
 __all__ = ["Comparison", "add_options", "interval", "run"]
@@ -48,7 +49,8 @@ PLANTS = {
     "delay": (
         "fastpool/_core.pyx",
         "        state: State = entry.state\n        waiter: Waiter\n",
-        "        state: State = entry.state\n        monotonic()\n        waiter: Waiter\n",
+        "        state: State = entry.state\n"
+        "        monotonic()\n        monotonic()\n        waiter: Waiter\n",
     ),
     "trip": (
         "fastpool/pool.py",
@@ -56,8 +58,8 @@ PLANTS = {
         '            conn.run("SELECT 1")\n            return conn.run(sql, **params)',
     ),
 }
-"""Known slowdowns, to see that a comparison sees them: reading a clock in each release,
-some 30 ns, and one more round trip for each ``pool.run``."""
+"""Known slowdowns, to see that a comparison sees them: reading a clock twice in each
+release, some 30 ns, and one more round trip for each ``pool.run``."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -258,7 +260,8 @@ def compare(sites: Sites, rounds: int) -> list[Comparison]:
             print(f"bench: nothing on a server is compared: {error}", file=sys.stderr)
             return found + times(sites, cores, "", rounds)
         found += round_trips(sites, cores[0], server)
-        found += times(sites, cores, server.unix_dsn, rounds)
+        with pinned(server.pid):  # and so the probes, and the server's own processes
+            found += times(sites, cores, server.unix_dsn, rounds)
     return found
 
 
