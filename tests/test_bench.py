@@ -86,7 +86,6 @@ def test_figures_are_judged(tmp_path: Path) -> None:
     done = run("-m", "bench", "figures", *options)
     verdicts = {row["verdict"] for row in json.loads(found.read_text())["rows"]}
     assert done.returncode == ("falls short" in verdicts), done.stderr
-    assert "pass" in done.stdout
 
 
 def test_verdict_follows_the_median() -> None:
