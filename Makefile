@@ -6,7 +6,7 @@ RUN = .venv/bin
 # For tools that call others by name.
 ON_PATH = PATH="$(CURDIR)/$(RUN):$$PATH"
 
-.PHONY: help demo test lint soak bench figures mutants wheel clean
+.PHONY: help demo test lint soak bench bench-smoke bench-quick bench-full figures mutants wheel clean
 # The targets share .venv, so they run one after the other.
 .NOTPARALLEL:
 
@@ -15,8 +15,9 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     check style, types and the generated file"
 	@echo "make soak     mixed work on real servers while everything fails, for SOAK_SECONDS (60)"
-	@echo "make bench    run the benchmarks in short"
-	@echo "make figures  run the benchmarks in full and print every figure"
+	@echo "make bench    run the benchmarks and write docs/benchmarks.md (15 minutes; also"
+	@echo "              bench-quick: two, only printed; bench-full: the whole grid, hours)"
+	@echo "make figures  measure every figure that has a target, and judge it"
 	@echo "make mutants  plant faults in the source and see that a test notices each"
 	@echo "make wheel    build the sdist, the compiled wheel and the pure wheel into dist/"
 	@echo "make clean    remove everything that was made"
@@ -42,9 +43,21 @@ soak:
 	@$(VENV) test
 	PYTHONPATH=tests $(RUN)/python -m soak
 
-bench:
+bench bench-full:
 	@$(VENV) bench
-	$(RUN)/python -m bench quick
+	$(RUN)/python -m bench run --effort $(if $(filter %-full,$@),full,slice) \
+		--json docs/benchmarks.json
+	$(RUN)/python -m bench page
+
+bench-quick:
+	@$(VENV) bench
+	$(RUN)/python -m bench run --effort quick
+
+# Only sees that everything runs, the page included, in less than a minute.
+bench-smoke:
+	@$(VENV) bench
+	$(RUN)/python -m bench run --effort smoke --json build/bench/benchmarks.json
+	$(RUN)/python -m bench page build/bench
 
 figures:
 	@$(VENV) bench

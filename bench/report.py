@@ -8,14 +8,25 @@ import math
 import os
 import platform
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import fastpool
 
-__all__ = ["Row", "Target", "as_json", "as_table", "machine", "optimised_build"]
+__all__ = [
+    "Row",
+    "Target",
+    "amount",
+    "as_dict",
+    "as_table",
+    "compiled",
+    "machine",
+    "optimised_build",
+    "save",
+]
 
 Target = tuple[str, float]
 """``("<=", 1.0)`` or ``(">=", 5)``."""
@@ -35,6 +46,8 @@ class Row:
     unit: str = "s"
     target: Target | None = None
     note: str = ""
+    group: str = ""
+    """What to measure to get this row again."""
     ratios: list[float] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -60,6 +73,11 @@ class Row:
         sign, limit = self.target
         met = self.ratio <= limit if sign == "<=" else self.ratio >= limit
         return "pass" if met else "falls short"
+
+
+def compiled(sign: str, limit: float) -> Target | None:
+    """A target of the compiled core; on the interpreted one the row has none."""
+    return (sign, limit) if fastpool.__impl__ == "c" else None
 
 
 def amount(value: float, unit: str) -> str:
@@ -94,12 +112,45 @@ def as_table(rows: Sequence[Row], judged: bool) -> str:
     return "\n".join(text)
 
 
-def as_json(described: dict[str, str], rows: Sequence[Row], judged: bool) -> str:
-    def plain(row: Row) -> dict[str, object]:
-        verdict = row.verdict if judged else ""
-        return {**asdict(row), "ratio": row.ratio if row.ratios else None, "verdict": verdict}
+def as_dict(row: Row, judged: bool) -> dict[str, Any]:
+    """All of a row that is printed anywhere, infinite ratios as None."""
+    found = {
+        **asdict(row),
+        "left": median(row.left) if row.left else None,
+        "right": median(row.right) if row.right else None,
+        "ratio": row.ratio if row.ratios else None,
+        "spread": row.spread if row.ratios else None,
+        "verdict": row.verdict if judged or not row.ratios else "",
+    }
+    return {name: _finite(value) for name, value in found.items()}
 
-    return json.dumps({"machine": described, "rows": [*map(plain, rows)]}, indent=2)
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.4g}") if math.isfinite(value) else None
+    return value
+
+
+def save(
+    path: Path,
+    described: Mapping[str, str],
+    rows: Sequence[Row],
+    judged: bool,
+    series: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
+    """Write everything as JSON: one line a row, so that two runs can be compared."""
+
+    def lines(items: Sequence[Mapping[str, Any]]) -> str:
+        plain = ({name: _finite(value) for name, value in item.items()} for item in items)
+        return "[\n" + ",\n".join(json.dumps(item) for item in plain) + "\n]"
+
+    parts = [f'"machine": {json.dumps(dict(described), indent=1)}']
+    parts.append('"rows": ' + lines([as_dict(row, judged) for row in rows]))
+    tables = ",\n".join(f"{json.dumps(name)}: {lines(table)}" for name, table in series.items())
+    parts.append(f'"series": {{\n{tables}\n}}')
+    path.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 def optimised_build() -> bool:
@@ -114,7 +165,7 @@ def machine() -> dict[str, str]:
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
     packages = []
-    for package in ("pg8000", "psycopg-pool", "SQLAlchemy", "DBUtils"):
+    for package in ("pg8000", "psycopg", "psycopg-pool", "SQLAlchemy", "DBUtils", "asyncpg"):
         try:
             packages.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:

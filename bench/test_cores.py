@@ -6,6 +6,7 @@ The cases of a group differ in nothing but the core, so their ratio is what it i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -42,21 +43,35 @@ def stats(pool: Any) -> None:
     pool.stats()
 
 
-@pytest.fixture(params=["c", "python"])
-def pool(request: pytest.FixtureRequest) -> Iterator[Any]:
+@contextmanager
+def filled(core: str, sockets: bool) -> Iterator[Any]:
     try:
-        fastpool = package(request.param)
+        fastpool = package(core)
     except ImportError as error:
         pytest.skip(str(error))
-    with fastpool.Pool(driver=StubDriver(), min_size=1, max_size=1) as pool:
+    driver = StubDriver(sockets=sockets)
+    with fastpool.Pool(driver=driver, min_size=1, max_size=1) as pool:
         pool.wait()
         yield pool
+
+
+@pytest.fixture(params=["c", "python"])
+def core(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.mark.parametrize(
     "case", [connection, acquire_release, try_acquire, run, transaction, stats]
 )
-def test_case(pool: Any, case: Callable[[Any], None], benchmark: BenchmarkFixture) -> None:
+def test_case(core: str, case: Callable[[Any], None], benchmark: BenchmarkFixture) -> None:
     """Time one case on one core."""
     benchmark.group = case.__name__
-    benchmark(case, pool)
+    with filled(core, sockets=False) as pool:
+        benchmark(case, pool)
+
+
+def test_socket_check(core: str, benchmark: BenchmarkFixture) -> None:
+    """Time a checkout that asks the connection's socket."""
+    benchmark.group = "connection, socket check"
+    with filled(core, sockets=True) as pool:
+        benchmark(connection, pool)
