@@ -65,7 +65,7 @@ class _Queue:
         lease = self._pool.connection()
         lock = _thread.allocate_lock()
         now, thread = time.monotonic(), threading.get_ident()
-        waiter = self._waiter(id(lease), thread, None, 0, now, math.inf, lock.release)
+        waiter = self._waiter(id(lease), thread, 0, None, 0, now, math.inf, lock.release)
         self._core._join(waiter, now=now, tries=False, again=False)
         return lease, waiter
 
