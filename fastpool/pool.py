@@ -386,9 +386,10 @@ class Pool(PoolView[ConnT]):
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         self.close()
 
-    def __del__(self) -> None:
+    # At interpreter exit the names of this module may be gone already.
+    def __del__(self, finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
         house = getattr(self, "_house", None)  # absent when the settings were wrong
-        if house is None or sys.is_finalizing():
+        if house is None or finalizing():
             return
         if house.core.phase == 1:
             house.drop()
