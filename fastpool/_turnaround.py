@@ -24,6 +24,7 @@ from typing import Any, Literal
 from . import _deadline
 from ._impl import Core, Entry, Lease, State
 from ._liveness import Liveness
+from ._runtime import poll
 from .config import PoolConfig
 from .drivers.base import (
     BUSY,
@@ -127,12 +128,7 @@ class Turnaround:
     @staticmethod
     def events(entry: Entry) -> int:
         """What the kernel knows of the connection's socket."""
-        if entry.fd < 0 or not hasattr(select, "poll"):
-            return 0
-        poller = select.poll()
-        poller.register(entry.fd, select.POLLIN | getattr(select, "POLLRDHUP", 0))
-        ready = poller.poll(0)
-        return ready[0][1] if ready else 0
+        return poll(entry.fd) if entry.fd >= 0 else 0
 
     def examine(self, entry: Entry, timeout: float) -> str | None:
         """One round trip in *timeout* seconds. ``None``: alive, clean, and its server

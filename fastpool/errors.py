@@ -12,6 +12,7 @@ the pool or of the database.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 __all__ = [
@@ -144,6 +145,15 @@ class ConfigError(PoolError, ValueError):
         super().__init__(message)
         self.setting = setting
         """The setting, parameter or variable that is wrong, where it is one."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """*error* and its ``__cause__``, and so on, from the outside in."""
+    seen: set[int] = set()  # nothing keeps a user from closing the ring
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__
 
 
 def not_seconds(name: str, value: object, zero: str) -> ConfigError:

@@ -29,7 +29,14 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from . import _deadline
-from .errors import ConfigError, ConnectFailed, DeadlineExceeded, PoolError, TransactionAborted
+from .errors import (
+    ConfigError,
+    ConnectFailed,
+    DeadlineExceeded,
+    PoolError,
+    TransactionAborted,
+    causes,
+)
 
 __all__ = [
     "Attempt",
@@ -93,7 +100,7 @@ def sqlstate(exc: BaseException | None) -> str | None:
     fastpool, psycopg and asyncpg. See the PostgreSQL manual, "PostgreSQL Error
     Codes". ``None`` when the server had no say.
     """
-    return next(filter(None, map(_code, _chain(exc))), None)
+    return next(filter(None, map(_code, causes(exc))), None)
 
 
 def is_retryable(exc: BaseException | None) -> bool:
@@ -141,12 +148,12 @@ def _outcome_unknown(exc: BaseException | None) -> bool:
     """Whether the pool itself says so."""
     return any(
         isinstance(link, DeadlineExceeded | TransactionAborted) and link.outcome == "unknown"
-        for link in _chain(exc)
+        for link in causes(exc)
     )
 
 
 def _judge(exc: BaseException | None) -> _Verdict:
-    links = list(_chain(exc))
+    links = list(causes(exc))
     # Before all else: these may be TimeoutErrors, and a network error may be their cause.
     for link in links:
         if not isinstance(link, Exception):
@@ -188,15 +195,6 @@ def _judge_os_error(error: OSError, connecting: bool) -> _Verdict:
     if isinstance(error, TimeoutError):
         return _Verdict(connecting, not connecting)
     return _Verdict(connecting and error.errno == errno.ENOENT, False)
-
-
-def _chain(exc: BaseException | None) -> Iterator[BaseException]:
-    """*exc* and its causes, from the outside in."""
-    seen: set[int] = set()  # nothing keeps a user from closing the ring
-    while exc is not None and id(exc) not in seen:
-        seen.add(id(exc))
-        yield exc
-        exc = exc.__cause__
 
 
 def _code(error: BaseException | None) -> str | None:

@@ -11,7 +11,7 @@ import math
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Generic, Literal, TypeVar
 
 from pg8000.converters import identifier
@@ -19,7 +19,7 @@ from pg8000.core import scramp
 from pg8000.exceptions import DatabaseError, InterfaceError
 
 from .._secrets import Params, SecretBytes, bare
-from ..errors import ConfigError
+from ..errors import ConfigError, causes
 from ._socket import (
     TLS,
     Endpoint,
@@ -205,7 +205,7 @@ class _Driver(Generic[ConnT]):
             return not _said(error).get("M", "").startswith(_POOLER_BUSY)
         if code is not None:
             return code[:2] in ("0A", "22", "28", "3D", "42") or code == "55P02"
-        return any(isinstance(e, (Refused, ValueError, TypeError)) for e in _causes(error))
+        return any(isinstance(e, (Refused, ValueError, TypeError)) for e in causes(error))
 
     def sqlstate(self, error: BaseException) -> str | None:
         code: str | None = _said(error).get("C")
@@ -322,15 +322,9 @@ class DBAPI(_Driver[DBAPIConnection]):
         return conn
 
 
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__
-
-
 def _said(error: BaseException) -> dict[str, str]:
     """The fields of the server's error, if it sent one."""
-    for cause in _causes(error):
+    for cause in causes(error):
         if isinstance(cause, DatabaseError) and cause.args and isinstance(cause.args[0], dict):
             fields: dict[str, str] = cause.args[0]
             return fields
