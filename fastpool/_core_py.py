@@ -1735,6 +1735,7 @@ class Core(Mutexed):
         self.acquires = self.waits = self.timeouts = self.cancelled = self.crowded = 0
         self.wait_time = self.served_time = self.use_time = 0.0
         self.histogram = [0] * BUCKETS
+        self.short_uses = 0
         self.use_histogram = [0] * BUCKETS
         return connections
 

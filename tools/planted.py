@@ -1358,7 +1358,7 @@ FORK = [
         "child-counts-what-the-parent-did",
         CORE,
         """\
-        self.histogram = [0] * BUCKETS
+        self.use_histogram = [0] * BUCKETS
         return connections
 """,
         """\

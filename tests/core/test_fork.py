@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from core.conftest import MakeRig
-from core.kit import STATUS, Refusal, Rig
+from core.kit import STATUS, Clock, Refusal, Rig
 from core.test_states import in_state
 
 from fastpool import ConnectionReleased
@@ -105,7 +105,13 @@ def test_waiters_of_other_threads_are_gone(make: MakeRig) -> None:
 
 def test_counters_start_at_zero(make: MakeRig) -> None:
     """What the parent did is not counted twice; settings and phase stay."""
-    rig = make(1, timeout=3.0, max_size=1)
+    clock = Clock()
+    rig = make(1, clock=clock, timeout=3.0, max_size=1)
+    for seconds in (0.0, 1.0):
+        lease = rig.acquire()
+        clock.now += seconds
+        lease.release()
+    assert sum(rig.core.snapshot()["use_histogram"]) == 2
     lease = rig.acquire()
     with pytest.raises(Refusal):
         rig.acquire(timeout=0.001)
