@@ -15,7 +15,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     check style, types and the generated file"
 	@echo "make soak     mixed work on real servers while everything fails, for SOAK_SECONDS (60)"
-	@echo "make bench    run the benchmarks and write docs/benchmarks.md (15 minutes; also"
+	@echo "make bench    run the benchmarks and write docs/benchmarks.md (9 minutes; also"
 	@echo "              bench-quick: two, only printed; bench-full: the whole grid, hours)"
 	@echo "make figures  measure every figure that has a target, and judge it"
 	@echo "make mutants  plant faults in the source and see that a test notices each"

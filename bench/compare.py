@@ -202,7 +202,7 @@ def times(sites: Sites, cores: Sequence[str], dsn: str, rounds: int) -> list[Com
                 }
                 for case, where in cases:
                     key = core, case
-                    found.setdefault(key, Comparison(f"{case}, {CORES[core]}", "ns"))
+                    found.setdefault(key, Comparison(f"{case} ({CORES[core]})", "ns"))
                     for side, probe in probes.items():
                         getattr(found[key], side).append(probe.ask(case, where, 0.05))
     return list(found.values())
@@ -214,7 +214,7 @@ def round_trips(sites: Sites, core: str, server: LocalPostgres) -> Iterator[Comp
     with FaultProxy(server) as proxy:
         dsn = f"{proxy.dsn}?sslmode=disable"
         for case in STATEMENTS:
-            found = Comparison(f"{case}, {calls} calls", "round trips")
+            found = Comparison(f"{calls} x {case}", "round trips")
             for side, site in sites.items():
                 with contextlib.closing(Probe(site, core)) as probe:
                     probe.ask(case, dsn, 1)
@@ -249,7 +249,7 @@ def compare(sites: Sites, rounds: int) -> list[Comparison]:
     found: list[Comparison] = []
     if shutil.which("valgrind") is not None:
         for core in cores:
-            counted = Comparison(f"connection, {CORES[core]}", "instructions")
+            counted = Comparison(f"connection ({CORES[core]})", "instructions")
             for side, site in sites.items():
                 getattr(counted, side).append(instructions(site, core))
             found.append(counted)
@@ -266,8 +266,8 @@ def compare(sites: Sites, rounds: int) -> list[Comparison]:
 
 
 def as_markdown(base: str, head: str, found: Sequence[Comparison]) -> str:
-    slower = [one.name for one in found if one.slower]
-    verdict = f"Slower: {', '.join(slower)}." if slower else "Nothing is slower beyond noise."
+    slower = [f"{one.name}, {one.unit}" for one in found if one.slower]
+    verdict = f"Slower: {'; '.join(slower)}." if slower else "Nothing is slower beyond noise."
     lines = [f"`{head}` against `{base}`. {verdict}", ""]
     lines += ["| what | unit | base | head | ratio | 99 % interval | |", "|---" * 7 + "|"]
     return "\n".join([*lines, *map(str, found)]) + "\n"

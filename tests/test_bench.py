@@ -181,8 +181,8 @@ def test_planted_slowdowns(tmp_path: Path) -> None:
         "    print(json.dumps({one.name: [one.base, one.head, one.slower] for one in trips}))\n"
     )
     need(found is not None, "no PostgreSQL")
-    assert found["select_1, 10 calls"] == [[10.0], [20.0], True]
-    base, head, slower = found["transaction, 10 calls"]
+    assert found["10 x select_1"] == [[10.0], [20.0], True]
+    base, head, slower = found["10 x transaction"]
     assert base == head
     assert not slower
 

@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -40,14 +41,14 @@ HUNG = 20.0
 """Seconds for one test; a mutant that hangs it has been noticed."""
 
 
-def copy_tree(to: Path) -> None:
+def copy_tree(source: Path, to: Path) -> None:
+    """What a run needs; with the bytecode that an earlier one has left."""
     for name in COPIED:
-        source = ROOT / name
-        if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__", "*.so", ".hypothesis")
-            shutil.copytree(source, to / name, ignore=ignored)
+        if (source / name).is_dir():
+            ignored = shutil.ignore_patterns("*.so", ".hypothesis")
+            shutil.copytree(source / name, to / name, ignore=ignored)
         else:
-            shutil.copy(source, to / name)
+            shutil.copy(source / name, to / name)
 
 
 def plant(mutant: Mutant, tree: Path) -> None:
@@ -71,7 +72,6 @@ def run_tests(tests: list[str], tree: Path) -> tuple[bool, str]:
         **os.environ,
         "PYTHONPATH": str(tree),
         "FASTPOOL_IMPL": "python",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
     # A hung test is ended by itself, or, if that cannot be, with its process.
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", f"--timeout={HUNG:g}"]
@@ -93,19 +93,19 @@ def run_tests(tests: list[str], tree: Path) -> tuple[bool, str]:
 
 
 @contextmanager
-def copied() -> Iterator[Path]:
-    """A copy of the tree, for a while."""
+def copied(source: Path = ROOT) -> Iterator[Path]:
+    """A copy of a tree, for a while."""
     with tempfile.TemporaryDirectory(prefix="fastpool-mutant-") as directory:
         # A server that root starts runs as somebody else, who must get here.
         os.chmod(directory, 0o755)
         tree = Path(directory)
-        copy_tree(tree)
+        copy_tree(source, tree)
         yield tree
 
 
-def judge(mutant: Mutant) -> str | None:
-    """``None`` when the test noticed, else what is wrong."""
-    with copied() as tree:
+def judge(mutant: Mutant, sound: Path) -> str | None:
+    """``None`` when the test noticed the defect in a copy of *sound*, else what is wrong."""
+    with copied(sound) as tree:
         try:
             plant(mutant, tree)
             passed, _ = run_tests([mutant.test], tree)
@@ -166,14 +166,14 @@ def main() -> int:
         return 1 if survivors else 0
 
     began = time.monotonic()
-    with copied() as tree:
-        passed, said = run_tests(sorted({mutant.test for mutant in chosen}), tree)
-    if not passed:
-        print(f"red without any defect:\n{said}")
-        return 1
     failures = 0
-    with ThreadPoolExecutor(os.cpu_count()) as workers:
-        for mutant, problem in zip(chosen, workers.map(judge, chosen), strict=True):
+    with copied() as sound, ThreadPoolExecutor(os.cpu_count()) as workers:
+        passed, said = run_tests(sorted({mutant.test for mutant in chosen}), sound)
+        if not passed:
+            print(f"red without any defect:\n{said}")
+            return 1
+        problems = workers.map(partial(judge, sound=sound), chosen)
+        for mutant, problem in zip(chosen, problems, strict=True):
             failures += problem is not None
             print(f"{problem or 'noticed':10} {mutant.name:44} {mutant.test}", flush=True)
     seconds = time.monotonic() - began
