@@ -100,7 +100,10 @@ def test_a_raw_thread_lives(make: Make) -> None:
 
     _thread.start_new_thread(hold, ())
     eventually(lambda: held)
-    assert (pool.holders()[0].alive, pool.holders()[0].thread_name) == (True, "?")
+    (holder,) = pool.holders()
+    assert holder.alive
+    # An earlier raw thread with this identifier may have been given a name.
+    assert holder.thread_name == "?" or holder.thread_name.startswith("Dummy-")
     assert verdict(pool) == "too small"
     done.set()
     held[0].release()
