@@ -7,6 +7,7 @@ knows. It does not know :class:`fastpool.Pool`: a pool that is dropped without
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import sys
@@ -302,6 +303,11 @@ class House:
         """The exception for a caller whose wait has closed a circle, or ``None``."""
         mode, core = self.config.deadlock, self.core
         if mode is None or not threads_are_told_apart():
+            return None
+        # A lease that was dropped in a cycle of references is held by nobody, and comes
+        # back when the collector finds it.
+        gc.collect()
+        if core.leased < core.max_size:
             return None
         facts = entangled(self.facts(0.0), core)
         message = f"pool {self.name!r}: {knot(facts)}"

@@ -1753,6 +1753,13 @@ EXPLAINING = [
         "tests/test_diagnosis.py::test_verdict",
     ),
     Mutant(
+        "garbage-is-a-holder",
+        HOUSE,
+        "        gc.collect()\n",
+        "",
+        "tests/pool/test_explain.py::test_a_lease_dropped_in_a_cycle_is_no_holder",
+    ),
+    Mutant(
         "long-work-is-a-leak",
         DIAGNOSIS,
         'if h.state != "active" and (not h.alive or h.age > limit)',

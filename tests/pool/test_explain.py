@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import gc
 import logging
 import threading
 import time
@@ -419,6 +420,22 @@ def test_a_thread_that_waits_for_itself(make: Make) -> None:
         error = refused(pool.acquire, PoolDeadlock)
     assert error.timeout == 1000.0
     assert pool.run("SELECT 1") == "SELECT 1"
+
+
+def test_a_lease_dropped_in_a_cycle_is_no_holder(make: Make) -> None:
+    """What only the garbage collector can give back is given back before anybody is
+    told of a deadlock."""
+    pool = make(max_size=1)
+    gc.disable()
+    try:
+        cycle: list[Any] = [pool.acquire().__enter__()]
+        cycle.append(cycle)
+        del cycle
+        with pytest.warns(ResourceWarning, match="never released"), pool.connection(PATIENCE):
+            pass
+    finally:
+        gc.enable()
+    assert pool.stats().idle == 1
 
 
 def test_deadlock_log(make: Make, caplog: pytest.LogCaptureFixture) -> None:
