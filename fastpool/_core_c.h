@@ -94,7 +94,7 @@ static inline void fp_nap(void) {
 }
 
 /* Code object (new reference) and byte offset of the running instruction of the
- * Python code that called us; frames whose globals are *skip* are passed over.
+ * Python code that called us; frames whose globals are *skip* or *also* are passed over.
  * The layouts are those of released interpreters and will not change; anything
  * newer pays for a frame object. */
 #if defined(PYPY_VERSION) || PY_VERSION_HEX >= 0x030e0000
@@ -108,14 +108,14 @@ static inline void fp_nap(void) {
 #include <frameobject.h>
 #endif
 
-static inline PyObject *fp_site(PyObject *skip, int *lasti) {
+static inline PyObject *fp_site(PyObject *skip, PyObject *also, int *lasti) {
 #ifdef FP_FRAME_OBJECT
     PyFrameObject *frame = PyEval_GetFrame();
     Py_XINCREF(frame);
     while (frame != NULL) {
         PyObject *globals = PyFrame_GetGlobals(frame);
         Py_DECREF(globals);
-        if (globals != skip)
+        if (globals != skip && globals != also)
             break;
         PyFrameObject *back = PyFrame_GetBack(frame);
         Py_DECREF(frame);
@@ -136,14 +136,15 @@ static inline PyObject *fp_site(PyObject *skip, int *lasti) {
 #endif
 #if PY_VERSION_HEX >= 0x030c0000
     /* Where C called Python lies a frame of the interpreter's own, without globals. */
-    while (frame != NULL && (frame->owner == FRAME_OWNED_BY_CSTACK || frame->f_globals == skip))
+    while (frame != NULL && (frame->owner == FRAME_OWNED_BY_CSTACK || frame->f_globals == skip ||
+                             frame->f_globals == also))
         frame = frame->previous;
     if (frame != NULL) {
         *lasti = PyUnstable_InterpreterFrame_GetLasti(frame);
         return PyUnstable_InterpreterFrame_GetCode(frame);
     }
 #else
-    while (frame != NULL && frame->f_globals == skip)
+    while (frame != NULL && (frame->f_globals == skip || frame->f_globals == also))
         frame = frame->previous;
     if (frame != NULL) {
         *lasti = _PyInterpreterFrame_LASTI(frame) * (int)sizeof(_Py_CODEUNIT);
@@ -152,7 +153,7 @@ static inline PyObject *fp_site(PyObject *skip, int *lasti) {
 #endif
 #else
     PyFrameObject *frame = PyThreadState_GET()->frame;
-    while (frame != NULL && frame->f_globals == skip)
+    while (frame != NULL && (frame->f_globals == skip || frame->f_globals == also))
         frame = frame->f_back;
     if (frame != NULL) {
         *lasti = frame->f_lasti * (int)sizeof(_Py_CODEUNIT);

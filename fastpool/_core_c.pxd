@@ -8,7 +8,7 @@ cdef extern from "_core_c.h" nogil:
 
 cdef extern from "_core_c.h":
     const bint HAS_GIL "FP_HAS_GIL"
-    object site "fp_site"(object skip, int *lasti)
+    object site "fp_site"(object skip, object also, int *lasti)
     unsigned long ident "PyThread_get_thread_ident"()
     bint lives "fp_lives"(unsigned long long number)
     unsigned long long threadno "fp_threadno"()

@@ -133,12 +133,13 @@ NO_TIME = 0.001
 """Seconds in which no dial ends: it is not begun for a waiter with less left."""
 
 _skip: Any = None
+_also: Any = None
 
 
-def skip_frames_of(namespace: dict[str, Any]) -> None:
-    """Acquire sites are looked for above functions whose globals are *namespace*."""
-    global _skip
-    _skip = namespace
+def skip_frames_of(namespace: dict[str, Any], also: dict[str, Any] | None = None) -> None:
+    """Acquire sites are looked for above functions whose globals are one of these."""
+    global _skip, _also
+    _skip, _also = namespace, also
 
 
 class House(Protocol):
@@ -1062,8 +1063,8 @@ class Core(Mutexed):
         code = None
         try:
             frame = caller(2)
-            if frame.f_globals is _skip:
-                frame = site(_skip, frame)
+            if frame.f_globals is _skip or frame.f_globals is _also:
+                frame = site(_skip, _also, frame)
             code = frame.f_code
             lasti = frame.f_lasti
         except (AttributeError, ValueError):

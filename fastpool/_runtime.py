@@ -101,9 +101,10 @@ def nap() -> None:
     time.sleep(1e-9)
 
 
-def site(skip: object, frame: FrameType | None) -> Any:
-    """The first frame from *frame* up whose globals are not *skip*, or ``None``."""
-    while frame is not None and frame.f_globals is skip:
+def site(skip: object, also: object, frame: FrameType | None) -> Any:
+    """The first frame from *frame* up whose globals are neither *skip* nor *also*, or
+    ``None``."""
+    while frame is not None and (frame.f_globals is skip or frame.f_globals is also):
         frame = frame.f_back
     return frame
 

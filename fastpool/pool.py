@@ -513,4 +513,4 @@ def _lease(conn: Any) -> Any:
     return conn
 
 
-_impl.skip_frames_of(globals())
+_impl.skip_frames_of(globals(), run_in_transaction.__globals__)

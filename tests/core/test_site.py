@@ -175,11 +175,14 @@ def test_who_waits(rig: Rig) -> None:
 
 def test_skipped_frames(rig: Rig, core: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Functions of the module named are passed over, however many, also when C called them."""
-    scope: dict[str, Any] = {"rig": rig}
+    also: dict[str, Any] = {}
+    exec("def call(f): return f()", also)
+    scope: dict[str, Any] = {"rig": rig, "call": also["call"]}
     text = "def inner(): return rig.acquire()\ndef outer(): return list(map(call, [inner]))[0]\n"
-    exec(text + "def call(f): return f()", scope)
-    monkeypatch.setattr(core, "_skip", None)
-    core.skip_frames_of(scope)
+    exec(text, scope)
+    for name in ("_skip", "_also"):
+        monkeypatch.setattr(core, name, None)
+    core.skip_frames_of(scope, also)
     for take in (scope["inner"], scope["outer"]):
         lease, here = take(), line()
         assert site_of(rig, lease) == here

@@ -46,3 +46,15 @@ def test_attempts_end(make: Make, driver: StubDriver) -> None:
 def test_run_passes_everything_on(make: Make) -> None:
     """The statement and the result are those of the pool's own run()."""
     assert make().retry().run("SELECT 1") == "SELECT 1"
+
+
+def test_the_site_is_the_users(make: Make) -> None:
+    """Who holds a connection is told by the line that asked for the retries."""
+    pool = make()
+    sites: list[str] = []
+
+    def look(_conn: Any) -> None:
+        sites.append(pool.holders()[0].site)
+
+    pool.run_in_transaction(look)
+    assert sites[0].startswith(f"{__file__}:")
