@@ -48,6 +48,8 @@ PERMANENT_FOR = 1.0
 _PERMANENT_BACKOFF = 30.0
 _PROBE_AFTER = 0.05
 _FULL_FOR, _FULL_FOR_AT_MOST = 5.0, 30.0
+_SELDOM = 10.0
+"""Seconds between two warnings of an outage that goes on."""
 _STARTING = 0.002
 """Seconds in which a started thread is expected to show up."""
 
@@ -80,6 +82,7 @@ class Opener:
         self._not_before = 0.0
         self._attempted = -math.inf
         self._failures = 0
+        self._told_at = -math.inf
         # full_until: the core's ceiling is lowered up to this time; full_for: for so long.
         self._full_until = -math.inf
         self._full_for = 0.0
@@ -443,7 +446,12 @@ class Opener:
             self._core.refuse(error, math.inf)
         if self._driver.sqlstate(error) == "53300":
             self._shrink(now)
-        log.warning(
+        # The first, and then one now and then: dials fail several times a second.
+        news = self._failures == 1 or now - self._told_at >= _SELDOM
+        if news:
+            self._told_at = now
+        log.log(
+            logging.WARNING if news else logging.DEBUG,
             "pool %r: cannot connect (%s failure in a row: %d): %s",
             self._name,
             "permanent" if permanent else "temporary",

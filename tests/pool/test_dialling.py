@@ -359,3 +359,17 @@ def test_concurrency_changes_on_the_living_pool(make: Make, driver: StubDriver) 
         eventually(partial(dialling, concurrency))
         gate.set()
         pool.wait()
+
+
+def test_an_outage_is_logged_now_and_then(
+    make: Make, driver: StubDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first failure of an outage is a warning, those that follow at once are not."""
+    pool = make(connect_backoff=0.001, connect_backoff_max=0.001)
+    for outage in (1, 2):
+        driver.fail("connect", Refused(), times=20)
+        pool.run("SELECT 1")
+        pool.drain()
+        warnings = [r for r in caplog.records if r.levelname == "WARNING"]
+        assert [r.getMessage().count("cannot connect") for r in warnings] == [1] * outage
+        assert driver.counts["connect"] == 21 * outage
