@@ -75,7 +75,6 @@ if not cython.compiled:
     )
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
 from fastpool.stats import BUCKETS, SHORT
-from fastpool.stats import bucket as bucket_of
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -1155,7 +1154,8 @@ class Core:
     @cython.cfunc
     def _used(self, entry: Entry, holder: cython.Py_ssize_t, seconds: cython.double) -> None:
         """A lease that is about to come back was used for so long."""
-        bucket: cython.Py_ssize_t = bucket_of(seconds)
+        # No function of Python's: an interrupt at its entry would end a finalizer.
+        bucket: cython.Py_ssize_t = min(int(seconds * 1e6).bit_length(), BUCKETS - 1)
         with cython.critical_section(self):
             if entry.holder == holder and entry.status == LEASED:
                 self.use_time += seconds
@@ -1365,7 +1365,7 @@ class Core:
         finally:
             if waiter.status != AWAY:
                 elapsed = self.now() - waiter.since
-                bucket = bucket_of(elapsed)
+                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
                 self._leave(waiter, elapsed, bucket, interrupted)
             if cython.compiled:
                 lease._entry = waiter.entry

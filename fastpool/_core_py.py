@@ -62,7 +62,6 @@ from fastpool._runtime import (
 )
 from fastpool.errors import ConnectionBusy, ConnectionReleased, not_seconds
 from fastpool.stats import BUCKETS, SHORT
-from fastpool.stats import bucket as bucket_of
 
 __all__ = ["Call", "Checkout", "Core", "Entry", "House", "Lease", "State", "Terms", "Waiter"]
 
@@ -1185,7 +1184,8 @@ class Core(Mutexed):
     @section
     def _used(self, entry: Entry, holder: int, seconds: float) -> None:
         """A lease that is about to come back was used for so long."""
-        bucket: int = bucket_of(seconds)
+        # No function of Python's: an interrupt at its entry would end a finalizer.
+        bucket: int = min(int(seconds * 1e6).bit_length(), BUCKETS - 1)
         if entry.holder == holder and entry.status == LEASED:
             self.use_time += seconds
             self.use_histogram[bucket] += 1
@@ -1385,7 +1385,7 @@ class Core(Mutexed):
         finally:
             if waiter.status != AWAY:
                 elapsed = self.now() - waiter.since
-                bucket = bucket_of(elapsed)
+                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
                 self._leave(waiter, elapsed, bucket, interrupted)
             _set_entry(lease, waiter.entry)
             _set_waiter(lease, NO_WAITER)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import sys
+import time
 import weakref
 from types import ModuleType
 from typing import Any
 
 import pytest
 from core.conftest import MakeRig
-from core.kit import Conn
+from core.kit import Conn, until
 
 from fastpool.errors import ConnectionReleased
 
@@ -187,3 +190,32 @@ def test_exception_passes(make: MakeRig) -> None:
     with pytest.raises(ZeroDivisionError), rig.connection():
         _ = 1 / 0
     rig.check_whole()
+
+
+@pytest.mark.c_extension
+@pytest.mark.parametrize("core", ["c"], indirect=True)
+def test_a_finalizer_gives_back_before_anything_else(make: MakeRig) -> None:
+    """Of the compiled core no Python code runs before the connection is given back: an
+    interrupt at its entry would end the finalizer, and nobody else knows of the lease."""
+    rig = make(1)
+    lease = rig.acquire()
+    entry = rig.entry_of(lease)
+    began = time.monotonic()
+    until(lambda: time.monotonic() > began + 0.02)  # long enough to be counted as a use
+    lease.driver_connection  # noqa: B018 - it was held all the time
+    holders: list[int] = []
+
+    def look(frame: Any, event: str, arg: Any) -> None:
+        if event == "call":
+            holders.append(entry.holder)
+
+    gc.disable()
+    sys.setprofile(look)
+    try:
+        del lease
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    assert rig.house.sites
+    assert holders
+    assert set(holders) == {0}
