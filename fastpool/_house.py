@@ -318,7 +318,7 @@ class House:
             return None
         return PoolDeadlock(
             message,
-            timeout=timeout,
+            timeout=round(timeout, 6),  # the difference of two times
             waited=0.0,
             size=facts.size,
             idle=facts.idle,
