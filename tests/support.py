@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-__all__ = ["Child", "need", "run_script"]
+from fastpool.testing import FaultProxyError
+
+__all__ = ["Child", "need", "run_script", "unplugged"]
 
 
 def need(condition: object, reason: str) -> None:
@@ -30,6 +32,14 @@ def need(condition: object, reason: str) -> None:
     if os.environ.get("FASTPOOL_CI") == "1":
         pytest.fail(f"missing in CI: {reason}", pytrace=False)
     pytest.skip(reason, allow_module_level=True)
+
+
+def unplugged(black_hole: Callable[..., None]) -> None:
+    """A proxy's ``black_hole(acknowledge=False)``, where the system allows it."""
+    try:
+        black_hole(acknowledge=False)
+    except FaultProxyError as error:
+        need(False, str(error))
 
 
 class Child:

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pg8000.native
 import pytest
-from support import need
+from support import need, unplugged
 
 from fastpool.testing import (
     Certificate,
@@ -444,7 +444,7 @@ def test_black_hole_without_acknowledgement(wire: Wire) -> None:
     """A client's kernel gives up after its user timeout; what others sent arrives, healed."""
     impatient, patient = wire.pair(), wire.pair()
     impatient.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 300)
-    wire.proxy.black_hole(acknowledge=False)
+    unplugged(wire.proxy.black_hole)
     for pair in (impatient, patient):
         pair.client.sendall(b"hello")
     with pytest.raises(TimeoutError) as caught:

@@ -235,8 +235,8 @@ def dial(endpoint: Endpoint, tls: TLS | None) -> Generator[Wait, None, Socket | 
     but what it returns.
     """
     sock: Socket | TLSSocket = Socket(endpoint.family, socket.SOCK_STREAM)
-    _made.add(sock)
     try:
+        _made.add(sock)
         for option in endpoint.options:
             sock.setsockopt(*option)
         sock.setblocking(False)
@@ -272,8 +272,8 @@ def _encrypt(plain: Socket | TLSSocket, tls: TLS) -> Generator[Wait, None, TLSSo
         plain, server_hostname=tls.server_hostname, do_handshake_on_connect=False
     )
     assert isinstance(sock, TLSSocket)
-    _made.add(sock)
     try:
+        _made.add(sock)
         yield from stepwise(sock.do_handshake, sock.fileno())
         if tls.direct and sock.selected_alpn_protocol() != "postgresql":
             raise InterfaceError("server did not agree to speak PostgreSQL over direct TLS")

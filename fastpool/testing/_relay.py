@@ -308,7 +308,10 @@ class Connection:
         limit = time.monotonic() + _DELAYED_ACK
         while _unacknowledged(self._client) and time.monotonic() < limit:
             time.sleep(0.001)
-        self._client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all())
+        try:
+            self._client.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, _drop_all())
+        except OSError as error:
+            raise CommandError(f"the kernel lets us drop no packets here: {error}") from None
         self._deaf = True
 
     def heal(self) -> None:

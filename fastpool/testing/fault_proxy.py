@@ -282,7 +282,8 @@ class FaultProxy:
         ``TCP_USER_TIMEOUT`` and keepalive do not see this fault. With *acknowledge*
         false they do: for the connections that are there, it is as if the cable had been
         cut. What their clients send meanwhile comes after :meth:`heal`, when their
-        kernel sends it again. Linux only; elsewhere this is a ``FaultProxyError``.
+        kernel sends it again. Linux only, and some kernels want root for it; else this
+        is a ``FaultProxyError``.
         """
         if not acknowledge and sys.platform != "linux":
             raise FaultProxyError("only Linux can keep a kernel from acknowledging")

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from integration.kit import eventually, report, run_threads
 from pg8000.exceptions import InterfaceError
+from support import unplugged
 
 from fastpool import Pool, PoolTimeout
 from fastpool.testing import FaultProxy, LocalPostgres
@@ -302,7 +303,7 @@ def test_user_timeout(proxy: FaultProxy, pools: Callable[..., Pool[Any]]) -> Non
     seconds = 1.0
     pool = pools(f"{proxy.dsn}?tcp_user_timeout={seconds * 1000:.0f}")
     with pool.connection() as conn:
-        proxy.black_hole(acknowledge=False)
+        unplugged(proxy.black_hole)
         began = time.monotonic()
         with pytest.raises(InterfaceError) as caught:
             conn.run("SELECT pg_sleep(60)")
@@ -323,7 +324,7 @@ def test_keepalives(proxy: FaultProxy, pools: Callable[..., Pool[Any]]) -> None:
     idle(pool, 1)
     keeper = pool._house.keeper
     eventually(lambda: keeper._asked and pool.stats().idle == 1, "the keeper's own round trip")
-    proxy.black_hole(acknowledge=False)
+    unplugged(proxy.black_hole)
     began = time.monotonic()
     eventually(lambda: pool.stats().closed == {"dead": 1}, "the keeper has found it dead")
     report(f"noticed after {time.monotonic() - began:.2f} s")

@@ -178,7 +178,7 @@ def test_a_deadline_counts_from_the_checkout(make: Make) -> None:
 def test_the_next_user_has_no_deadline(make: Make) -> None:
     """A deadline ends with its lease, at a hit and at a hand-off."""
     pool = make(max_size=1)
-    with pool.connection(deadline=GONE + 0.01):
+    with pool.connection(deadline=PATIENCE):
         pass
     with pool.connection() as conn:
         assert conn.driver_connection._state.deadline == math.inf  # type: ignore[attr-defined]

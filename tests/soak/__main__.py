@@ -151,6 +151,8 @@ def overheard(world: World, workers: list[Worker], forks: bool) -> Iterator[None
     def on_warning(message: Any, category: Any, *rest: Any) -> None:
         if "was never released" in str(message):
             world.lost_leases += 1
+        elif "unclosed <fastpool.drivers._socket." in str(message):
+            world.unclosed += 1  # by an interrupt, in the middle of making it
         elif not (forks and "fork" in str(message)):
             world.found(f"warned: {category.__name__}: {message}")
 
@@ -260,6 +262,8 @@ class Soak:
         sent = sessions.interrupts
         arrived = sum(worker.interrupts for worker in self.workers)
         self._check("every interrupt arrived", sent == arrived, f"{sent} sent, {arrived} seen")
+        left = f"{world.unclosed}, by {arrived} interrupts"
+        self._check("sockets left to the collector", world.unclosed <= arrived // 20, left)
 
     def _direct(self, faults: list[Any], server: LocalPostgres) -> None:
         """Faults for as long as was asked for, then calm, then the end."""

@@ -124,6 +124,7 @@ class Ear(threading.Thread):
         # epoch: the listener's gaps when it was last heard; sent later, with no gap
         # since, a notification cannot be missed.
         self._epoch = -1
+        self._epochs: dict[int, int] = {}
         self._due: deque[tuple[float, int, int]] = deque()
         self.received = 0
         self.gaps = 0
@@ -132,6 +133,8 @@ class Ear(threading.Thread):
     def next(self) -> tuple[int, str]:
         """A new number, and what to send."""
         number = next(self._numbers)
+        # Now: it may be sent long before its sender hears that it was.
+        self._epochs[number] = self._epoch
         if number >= len(self._states):
             self._states.extend(bytes(1 << 20))
         self._states[number] = 1
@@ -139,7 +142,7 @@ class Ear(threading.Thread):
 
     def sent(self, number: int) -> None:
         """It was committed; and it was sent to a listener that was there."""
-        self._due.append((time.monotonic(), number, self._epoch))
+        self._due.append((time.monotonic(), number, self._epochs.pop(number)))
 
     def run(self) -> None:
         try:

@@ -151,6 +151,7 @@ class World:
         self.targets: list[Target] = []
         self.findings: list[str] = []
         self.lost_leases = 0
+        self.unclosed = 0
         self.errands: Any = None
         self.ear: Any = None
         self._counters: list[tuple[str, Counter[str]]] = []
