@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import FrameType
 from typing import Literal
 
 __all__ = ["BUCKETS", "SHORT", "Facts", "Holder", "PoolStats", "Waiting", "bucket"]
@@ -22,6 +25,29 @@ SHORT = 10
 def bucket(seconds: float) -> int:
     """Which one counts a duration."""
     return min(int(seconds * 1e6).bit_length(), BUCKETS - 1)
+
+
+# Before Python 3.12 a garbage collection within sys._current_frames() can end in a
+# deadlock of the interpreter: it holds a lock of the runtime's while finalizers run.
+_COLLECTS = sys.version_info < (3, 12)
+_looking = threading.Lock()
+
+
+def _frame_of(thread: int) -> FrameType | None:
+    """Where that thread is; ``None`` also when another one is looking just now."""
+    if not _COLLECTS:
+        return sys._current_frames().get(thread)
+    # Never waited for: its owner may be gone since a fork, or be who was interrupted.
+    if not _looking.acquire(blocking=False):
+        return None
+    collects = gc.isenabled()
+    try:
+        gc.disable()
+        return sys._current_frames().get(thread)
+    finally:
+        if collects:
+            gc.enable()
+        _looking.release()
 
 
 @dataclass(frozen=True)
@@ -47,7 +73,7 @@ class Holder:
         """``file:line`` where that thread is now, when this is read: in the innermost
         function that is neither fastpool's, the driver's nor the standard library's.
         ``None`` when it is in none."""
-        frame = sys._current_frames().get(self.thread_id) if self.alive else None
+        frame = _frame_of(self.thread_id) if self.alive else None
         while frame is not None:
             module = str(frame.f_globals.get("__name__")).partition(".")[0]
             if module not in _NOT_THE_USERS:

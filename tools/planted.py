@@ -1753,6 +1753,13 @@ EXPLAINING = [
         "tests/test_diagnosis.py::test_verdict",
     ),
     Mutant(
+        "frames-are-looked-at-while-collecting",
+        "fastpool/stats.py",
+        "        gc.disable()\n",
+        "",
+        "tests/pool/test_explain.py::test_nothing_is_collected_while_frames_are_looked_at",
+    ),
+    Mutant(
         "garbage-is-a-holder",
         HOUSE,
         "        gc.collect()\n",

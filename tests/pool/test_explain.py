@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from pool.kit import PATIENCE, Caller, Clock, Refused, eventually, give_back, leases
 
-from fastpool import Pool, PoolDeadlock, PoolTimeout, TooManyRequests, _house
+from fastpool import Pool, PoolDeadlock, PoolTimeout, TooManyRequests, _house, stats
 from fastpool.testing import StubConnection, StubDriver
 
 Make = Callable[..., Pool[StubConnection]]
@@ -221,6 +222,32 @@ def test_where_a_holder_is(make: Make, spawn: Spawn) -> None:
     done.set()
     caller.join()
     assert holder.now_at is None or holder.alive
+
+
+def test_nothing_is_collected_while_frames_are_looked_at(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Older interpreters deadlock when finalizers run then; later it is as it was before."""
+    seen: list[bool] = []
+    frames = sys._current_frames
+
+    def look() -> dict[int, Any]:
+        seen.append(gc.isenabled())
+        assert pool.holders()[0].now_at is None  # who else looks meanwhile does not wait
+        return frames()
+
+    pool = make(max_size=1)
+    monkeypatch.setattr(stats, "_COLLECTS", True)
+    monkeypatch.setattr(sys, "_current_frames", look)
+    for collects in (True, False):
+        (gc.enable if collects else gc.disable)()
+        try:
+            with pool.connection():
+                assert pool.holders()[0].now_at is not None
+            assert gc.isenabled() == collects
+        finally:
+            gc.enable()
+    assert seen == [False, False]
 
 
 def test_where_nobody_is(make: Make, spawn: Spawn) -> None:
