@@ -48,6 +48,8 @@ PERMANENT_FOR = 1.0
 _PERMANENT_BACKOFF = 30.0
 _PROBE_AFTER = 0.05
 _FULL_FOR, _FULL_FOR_AT_MOST = 5.0, 30.0
+_SELDOM = 10.0
+"""Seconds between two warnings that dials fail, but for the first in a row."""
 _STARTING = 0.002
 """Seconds in which a started thread is expected to show up."""
 
@@ -83,6 +85,7 @@ class Opener:
         # full_until: the core's ceiling is lowered up to this time; full_for: for so long.
         self._full_until = -math.inf
         self._full_for = 0.0
+        self._warned_at = -math.inf
         self.dials = 0
         """Attempts so far, failed ones included."""
         self.dial_failures = 0
@@ -128,7 +131,8 @@ class Opener:
             try:
                 start_thread(self._run)
             except RuntimeError as error:  # no room for threads; the next call tries again
-                log.warning("pool %r: cannot start a thread: %s", self._name, error)
+                level = logging.WARNING if self._seldom() else logging.DEBUG
+                log.log(level, "pool %r: cannot start a thread: %s", self._name, error)
             else:
                 self._started_at = time.monotonic()
 
@@ -443,7 +447,9 @@ class Opener:
             self._core.refuse(error, math.inf)
         if self._driver.sqlstate(error) == "53300":
             self._shrink(now)
-        log.warning(
+        # While a server is down each dial fails, several in a second.
+        log.log(
+            logging.WARNING if self._failures == 1 or self._seldom() else logging.INFO,
             "pool %r: cannot connect (%s failure in a row: %d): %s",
             self._name,
             "permanent" if permanent else "temporary",
@@ -451,6 +457,14 @@ class Opener:
             describe(error),
         )
         self.tell()
+
+    def _seldom(self) -> bool:
+        """Is it time for a warning again?"""
+        now = time.monotonic()
+        if now - self._warned_at < _SELDOM:
+            return False
+        self._warned_at = now
+        return True
 
     def refusal(self, error: BaseException) -> ConnectFailed:
         """A fresh exception for one caller, in the server's words. While the

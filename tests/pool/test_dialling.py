@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import threading
 import time
@@ -359,3 +360,17 @@ def test_concurrency_changes_on_the_living_pool(make: Make, driver: StubDriver) 
         eventually(partial(dialling, concurrency))
         gate.set()
         pool.wait()
+
+
+def test_failures_are_warned_of_now_and_then(
+    make: Make, driver: StubDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first in a row, and then one in ten seconds: a server may be down for long."""
+    caplog.set_level(logging.INFO, "fastpool")
+    driver.fail("connect", times=1000)
+    pool = make(connect_backoff=0.001, connect_backoff_max=0.002, min_size=1)
+    pool.open()
+    eventually(lambda: pool.stats().dial_failures > 20)
+    said = [r.levelname for r in caplog.records if "cannot connect" in r.getMessage()]
+    assert said.count("WARNING") <= 2
+    assert len(said) > 20
