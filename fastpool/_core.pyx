@@ -1108,6 +1108,7 @@ class Core:
             reason = self.house.admit(entry, limit)
         except BaseException:
             self._give_back(lease)
+            self.suspect(entry)  # it may not have been looked at yet
             raise
         if reason is None:
             entry.state.used = 0  # what a hook did was no use of the caller's

@@ -8,6 +8,7 @@ bytes are sent, so it costs nothing where neither happens.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import time
 from collections.abc import Iterator
@@ -50,6 +51,15 @@ class deadline(contextlib.ContextDecorator):
             raise not_seconds("deadline", seconds, "already over")
         self._seconds = seconds
         self._tokens: list[Token[float]] = []
+
+    def __call__(self, function: Any) -> Any:
+        kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
+        if any(is_kind(function) for is_kind in kinds):
+            raise TypeError(
+                "a generator or coroutine function does its work after its return: "
+                "use the with block inside it"
+            )
+        return super().__call__(function)
 
     def _recreate_cm(self) -> deadline:
         return type(self)(self._seconds)  # a decorated function may run in several threads

@@ -240,7 +240,14 @@ class Keeper:
                 except BaseException:  # nobody else would hear of it
                     log.exception("pool %r: the before_close hook failed", self._name)
             deadline = time.monotonic() + self.config.close_timeout
-            closing = _Closing(entry, self._driver.close(entry.conn), deadline)
+            try:
+                steps = self._driver.close(entry.conn)
+            except Exception:  # a driver that misbehaves must not cost the slot
+                log.exception("pool %r: a connection could not be closed", self._name)
+                self._core.bury(entry)
+                self._opener.wake()
+                continue
+            closing = _Closing(entry, steps, deadline)
             self._closings.add(closing)
             self._advance(closing)
 

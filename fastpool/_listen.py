@@ -64,7 +64,8 @@ class Listener:
         Waits at most *timeout* seconds (``None``: no limit), and no longer than a
         ``fastpool.deadline`` around, then raises ``TimeoutError``. Raises ``PoolClosed``
         once the listener or its pool is closed, ``ConnectFailed`` if the server refuses
-        for good.
+        for good. A connection that is made anew meanwhile is dialled to the end: that may
+        take ``connect_timeout`` longer.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         deadline = min(deadline, _deadline.current())

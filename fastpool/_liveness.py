@@ -34,7 +34,11 @@ class Liveness:
 
     def lost(self, entry: Entry) -> None:
         """*entry* is dead. The caller has it, or it is on its way out."""
-        word = self._driver.last_word(entry.conn)
+        try:
+            word = self._driver.last_word(entry.conn)
+        except Exception as error:  # it may be closed meanwhile, by the end of the pool
+            log.info("pool %r: how a connection ended is not known: %s", self._name, error)
+            return
         if concerns_host(word):
             self._prove(entry, f"ended by its server ({word or 'without a word'})")
 

@@ -82,10 +82,10 @@ class Opener:
         self._not_before = 0.0
         self._attempted = -math.inf
         self._failures = 0
-        self._told_at = -math.inf
         # full_until: the core's ceiling is lowered up to this time; full_for: for so long.
         self._full_until = -math.inf
         self._full_for = 0.0
+        self._warned_at = -math.inf
         self.dials = 0
         """Attempts so far, failed ones included."""
         self.dial_failures = 0
@@ -131,7 +131,8 @@ class Opener:
             try:
                 start_thread(self._run)
             except RuntimeError as error:  # no room for threads; the next call tries again
-                log.warning("pool %r: cannot start a thread: %s", self._name, error)
+                level = logging.WARNING if self._seldom() else logging.DEBUG
+                log.log(level, "pool %r: cannot start a thread: %s", self._name, error)
             else:
                 self._started_at = time.monotonic()
 
@@ -447,11 +448,8 @@ class Opener:
         if self._driver.sqlstate(error) == "53300":
             self._shrink(now)
         # The first, and then one now and then: dials fail several times a second.
-        news = self._failures == 1 or now - self._told_at >= _SELDOM
-        if news:
-            self._told_at = now
         log.log(
-            logging.WARNING if news else logging.DEBUG,
+            logging.WARNING if self._seldom(self._failures == 1) else logging.DEBUG,
             "pool %r: cannot connect (%s failure in a row: %d): %s",
             self._name,
             "permanent" if permanent else "temporary",
@@ -459,6 +457,14 @@ class Opener:
             describe(error),
         )
         self.tell()
+
+    def _seldom(self, first: bool = False) -> bool:
+        """Is it time for a warning again? The *first* of its kind always is."""
+        now = time.monotonic()
+        if not first and now - self._warned_at < _SELDOM:
+            return False
+        self._warned_at = now
+        return True
 
     def refusal(self, error: BaseException) -> ConnectFailed:
         """A fresh exception for one caller, in the server's words. While the

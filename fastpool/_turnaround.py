@@ -116,8 +116,8 @@ class Turnaround:
             left = self.left(entry)
             if left <= 0:
                 raise DeadlineExceeded("the deadline passed", outcome="not_sent")
-            patience = max(limit - now, _SHORTEST_PING)
-            reason = self.examine(entry, min(patience, left, self.config.ping_timeout))
+            patience = max(min(limit - now, left), _SHORTEST_PING)
+            reason = self.examine(entry, min(patience, self.config.ping_timeout))
             if reason is not None:
                 return reason
         hook = self.config.before_acquire
@@ -221,7 +221,8 @@ class Turnaround:
 
     def _discard(self, entry: Entry) -> None:
         self.driver.discard(entry.conn, self._patience(entry))
-        self.prepare(entry.conn, entry.state)
+        with self._own_time(entry):
+            self.prepare(entry.conn, entry.state)
 
     def prepare(self, conn: Any, state: State) -> None:
         """Run ``after_connect``: on a new connection, and after DISCARD ALL,
@@ -246,7 +247,7 @@ class Turnaround:
             if flags & TRANSACTION:
                 raise _lost()
         elif flags & FAILED:
-            self.rollback(entry)
+            self._try_rollback(entry)
             raise _aborted()
         elif flags & TRANSACTION:
             self.commit(entry)
@@ -256,7 +257,7 @@ class Turnaround:
         unknown. With no time left, ROLLBACK."""
         left = self.left(entry)
         if left <= 0:
-            self.rollback(entry)
+            self._try_rollback(entry)
             raise DeadlineExceeded(
                 "the deadline passed before the COMMIT: the transaction was rolled back",
                 outcome="not_sent",
@@ -277,6 +278,13 @@ class Turnaround:
     def rollback(self, entry: Entry, sql: str = "ROLLBACK") -> None:
         """*sql*, whatever the deadline says, but not much longer than that."""
         self.driver.control(entry.conn, sql, self._patience(entry))
+
+    def _try_rollback(self, entry: Entry) -> None:
+        """ROLLBACK before an error that says more than its own would."""
+        try:
+            self.rollback(entry)
+        except Exception as error:  # the release sees to the rest
+            log.info("pool %r: a rollback failed: %s", self.name, error)
 
     # -- deadlines and cancel requests -----------------------------------------
 
@@ -423,7 +431,10 @@ class Transaction:
         if flags & (BUSY | DIRTY | CLOSED):
             raise _lost()
         if flags & FAILED:
-            self._undo()
+            try:
+                self._undo()
+            except Exception as error:
+                log.info("pool %r: a rollback failed: %s", self._turnaround.name, error)
             raise _aborted()
         if not flags & TRANSACTION:
             return  # the user has ended it

@@ -113,8 +113,8 @@ class ConnectFailed(PoolError):
 class DeadlineExceeded(PoolError, TimeoutError):
     """A deadline passed before the work was done."""
 
-    def __init__(self, message: str, *, outcome: Outcome) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, *, outcome: Outcome = "unknown") -> None:
+        super().__init__(message)  # the default is for pickle, which sets the true one
         self.outcome = outcome
         """``not_sent``: nothing reached the server. ``cancelled``: the server
         confirmed the cancel, nothing was done. ``unknown``: it may have run."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import sys
 import threading
@@ -18,7 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
-from . import _impl
+from . import _deadline, _impl
 from ._house import House
 from ._impl import Checkout
 from ._opener import PERMANENT_FOR
@@ -27,7 +28,7 @@ from ._turnaround import Isolation, transaction_modes
 from .config import PoolConfig
 from .conninfo import DatabaseConfig, resolve
 from .drivers.base import Driver
-from .errors import ConfigError, PoolClosed
+from .errors import ConfigError, ConnectionReleased, PoolClosed, not_seconds
 from .retry import RetryPolicy, run_in_transaction
 from .stats import Holder, PoolStats
 
@@ -172,7 +173,8 @@ class PoolView(Checkout, Generic[ConnT]):
         Raises ``PoolTimeout`` (its cause: the last connect error),
         ``ConnectFailed``, or the driver's error.
         """
-        self._ping(timeout, time.monotonic() + timeout)
+        limit = time.monotonic() + _seconds(timeout, "try")
+        self._ping(timeout, min(limit, _deadline.current()))
 
     def _ping(self, wait: float, deadline: float) -> None:
         """Wait *wait* seconds at most for the connection, and for all until *deadline*."""
@@ -330,6 +332,7 @@ class Pool(PoolView[ConnT]):
         ``min_size`` is reached, as :meth:`wait`. Opening an open pool does
         nothing; a closed one stays closed (``PoolClosed``).
         """
+        _seconds(timeout, "look")
         self._house.open()
         if self._core.phase != 1:
             raise PoolClosed(f"pool {self.name!r} is closed, and a closed pool stays closed")
@@ -343,8 +346,10 @@ class Pool(PoolView[ConnT]):
         will not mend itself (a wrong password), else ``PoolTimeout`` with the
         last connect error as its cause. The pool stays open either way.
         """
+        _seconds(timeout, "look")
         core, opener = self._core, self._house.opener
         began = time.monotonic()
+        timeout = min(timeout, max(0.0, _deadline.current() - began))
         self._house.open()
         opener.wake()
 
@@ -377,7 +382,7 @@ class Pool(PoolView[ConnT]):
         is cancelled and shut down, and a warning names the holders. Afterwards
         no connection of the pool is open. Closing twice does nothing.
         """
-        self._house.close(timeout)
+        self._house.close(_seconds(timeout, "do not wait"))
 
     def __enter__(self) -> Pool[ConnT]:
         self.open()
@@ -430,7 +435,7 @@ class Pool(PoolView[ConnT]):
         is released; the pool makes a new connection when one is needed.
         """
         entry = _lease(conn)._entry_of(self._core)
-        self._core.retire(entry, entry.holder, "invalidated")
+        self._core.retire(entry, id(conn), "invalidated")  # the lease's token, whoever has it now
 
     def detach(self, conn: ConnT | Lease[ConnT]) -> ConnT:
         """Take a held connection out of the pool, for good.
@@ -440,7 +445,9 @@ class Pool(PoolView[ConnT]):
         """
         entry = _lease(conn)._entry_of(self._core)
         driver_connection: ConnT = entry.conn
-        self._core.detach(entry, entry.holder)
+        if not self._core.detach(entry, id(conn)):  # another thread was first
+            raise ConnectionReleased("the connection was given back to the pool")
+        entry.state.deadline = math.inf  # the lease's, which is over
         self._house.wanted()
         self._house.disposed()  # a closing pool waits for the slot
         return driver_connection
@@ -505,6 +512,13 @@ def _driver(driver: Any) -> Driver[Any]:
             setting="driver",
         )
     return cast("Driver[Any]", driver)
+
+
+def _seconds(timeout: Any, zero: str) -> float:
+    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
+    if not number or not timeout >= 0:
+        raise not_seconds("timeout", timeout, zero)
+    return float(timeout)
 
 
 def _lease(conn: Any) -> Any:

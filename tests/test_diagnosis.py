@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastpool import Holder, PoolTimeout
+from fastpool import DeadlineExceeded, Holder, PoolTimeout
 from fastpool._diagnosis import judge, knot, tell
 from fastpool.stats import Facts, Waiting
 
@@ -175,3 +175,5 @@ def test_an_error_travels() -> None:
     error = PoolTimeout("late", timeout=1.0, verdict="leaked", facts=facts(LEAK), holders=(LEAK,))
     copy = pickle.loads(pickle.dumps(error))
     assert (copy.verdict, copy.facts, copy.holders) == ("leaked", facts(LEAK), (LEAK,))
+    late = DeadlineExceeded("late", outcome="cancelled")
+    assert pickle.loads(pickle.dumps(late)).outcome == "cancelled"

@@ -217,6 +217,7 @@ CHECKOUT = [
         """\
         except BaseException:
             self._give_back(lease)
+            self.suspect(entry)  # it may not have been looked at yet
             raise
 """,
         """\
@@ -413,7 +414,8 @@ RETURN = [
         TURNAROUND,
         """\
         self.driver.discard(entry.conn, self._patience(entry))
-        self.prepare(entry.conn, entry.state)
+        with self._own_time(entry):
+            self.prepare(entry.conn, entry.state)
 """,
         """\
         self.driver.discard(entry.conn, self._patience(entry))
@@ -447,12 +449,12 @@ RETURN = [
         "aborted-block-passes-for-done",
         TURNAROUND,
         """\
-            self.rollback(entry)
+            self._try_rollback(entry)
             raise _aborted()
         elif flags & TRANSACTION:
 """,
         """\
-            self.rollback(entry)
+            self._try_rollback(entry)
         elif flags & TRANSACTION:
 """,
         "tests/pool/test_transactions.py::test_an_aborted_block_says_so",
@@ -893,15 +895,57 @@ DEADLINES = [
         POOL_TESTS + "test_inner_ones_only_shorten",
     ),
     Mutant(
+        "suspicion-ends-with-a-late-caller",
+        CORE,
+        "            self.suspect(entry)  # it may not have been looked at yet\n",
+        "",
+        POOL_TESTS + "test_a_suspect_stays_one",
+    ),
+    Mutant(
+        "detached-under-a-dead-deadline",
+        POOL,
+        "        entry.state.deadline = math.inf  # the lease's, which is over\n",
+        "",
+        "tests/pool/test_control.py::test_detach_ends_the_deadline",
+    ),
+    Mutant(
+        "invalidates-the-next-lease",
+        POOL,
+        "self._core.retire(entry, id(conn), ",
+        "self._core.retire(entry, entry.holder, ",
+        "tests/pool/test_control.py::test_released_in_between",
+    ),
+    Mutant(
+        "cancelled-procedure-has-done-nothing",
+        WIRE,
+        'if context.completed or (not inside and _COMMITS.match(context.statement or ""))',
+        "if context.completed",
+        SERVER_TESTS + "test_a_procedure_may_have_committed",
+    ),
+    Mutant(
+        "statement-slips-into-the-next-lease",
+        WIRE,
+        "        serial = self._state.serial\n        if not params and stream is None:",
+        "        serial = 0\n        if not params and stream is None:",
+        "tests/drivers/test_wire.py::test_released_while_parameters_become_text",
+    ),
+    Mutant(
+        "a-long-deadline-comes-early",
+        "fastpool/drivers/_socket.py",
+        "sock.settimeout(min(left, _AT_ONCE))",
+        "sock.settimeout(left)",
+        SERVER_TESTS + "test_a_deadline_beyond_the_systems_clocks",
+    ),
+    Mutant(
         "commit-after-the-deadline",
         TURNAROUND,
         """\
         if left <= 0:
-            self.rollback(entry)
+            self._try_rollback(entry)
 """,
         """\
         if left == -math.inf:
-            self.rollback(entry)
+            self._try_rollback(entry)
 """,
         POOL_TESTS + "test_too_late_to_commit_is_rolled_back",
     ),
@@ -1020,7 +1064,7 @@ TIME_LIMITS = [
     Mutant(
         "ping-outlasts-its-caller",
         TURNAROUND,
-        "patience = max(limit - now, _SHORTEST_PING)",
+        "patience = max(min(limit - now, left), _SHORTEST_PING)",
         "patience = math.inf",
         "tests/integration/test_timeouts.py::test_hung_ping",
     ),
@@ -1394,11 +1438,9 @@ FORK = [
         "child-keeps-sockets-of-dials",
         "fastpool/drivers/_socket.py",
         """\
-    _made.add(sock)
-    try:
+        _made.add(sock)
         for option""",
         """\
-    try:
         for option""",
         "tests/integration/test_fork.py::test_beside_a_dial",
     ),

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import io
-import math
 import os
 import select
 import socket
@@ -42,6 +41,9 @@ _RESOLVERS = 4
 """Threads for one name at most."""
 _RESOLVED = 30.0
 """Seconds for a name, where the dial has no limit: what resolvers take to give up."""
+_AT_ONCE = 86400.0
+"""Seconds of one call of the system's poll, which counts milliseconds in 32 bits; then
+it is called again."""
 
 _TCP_DEFAULTS = {
     "keepalives_idle": 30,
@@ -97,12 +99,14 @@ class _Raw(io.RawIOBase):
             assert sock.limit is not None
             left = sock.limit - time.monotonic()
             if left > 0:  # settimeout(0) would mean "do not block", not "too late"
-                sock.settimeout(left)
+                sock.settimeout(min(left, _AT_ONCE))
                 try:
                     return operation(buffer)
                 except TimeoutError as error:
                     if error.errno is not None:  # TCP_USER_TIMEOUT: the peer is gone
                         raise
+                    if left > _AT_ONCE:
+                        continue
                 finally:
                     sock.settimeout(None)
             overtime, sock.overtime = sock.overtime, None
@@ -207,7 +211,9 @@ def drive(steps: Generator[Wait, None, T], deadline: float) -> T:
             poller = select.poll()
             poller.register(fd, events)
             left = deadline - time.monotonic()
-            if left <= 0 or not poller.poll(None if left == math.inf else left * 1000):
+            while left > 0 and not poller.poll(min(left, _AT_ONCE) * 1000):
+                left = deadline - time.monotonic()
+            if left <= 0:
                 raise TimeoutError("the time limit of this attempt has passed")
     except StopIteration as end:
         result: T = end.value

@@ -64,7 +64,7 @@ from pg8000.core import (
 from pg8000.exceptions import DatabaseError, InterfaceError
 
 from .._deadline import current as deadline
-from ..errors import ConfigError, DeadlineExceeded
+from ..errors import ConfigError, ConnectionReleased, DeadlineExceeded
 from ._socket import TLS, LimitPassed, Refused, Socket, TLSSocket, drive, stepwise
 from .base import (
     BUSY,
@@ -101,9 +101,16 @@ _SESSION_TAGS = frozenset(
 )
 """Command tags of what outlives its transaction, and shows nowhere else; or undoes
 what an ``after_connect`` hook has set."""
-_END = re.compile(r"\s*(commit|end|rollback|abort|prepare\s+transaction)\b", re.IGNORECASE)
-_UNDO = re.compile(r"\s*(rollback|abort)\b", re.IGNORECASE)
+_LEAD = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*(?:[^*]|\*(?!/))*\*/)*"
+"""What may stand before a statement: blanks, and comments that are not nested."""
+_END = re.compile(_LEAD + r"(commit|end|rollback|abort|prepare\s+transaction)\b", re.IGNORECASE)
+_UNDO = re.compile(_LEAD + r"(rollback|abort)\b", re.IGNORECASE)
 """What ends a transaction is never cancelled, and what undoes one is always sent."""
+_COMMITS = re.compile(
+    _LEAD + r"(call|do|vacuum|analyze|cluster|reindex|\w+\s+(unique\s+)?index\s+concurrently)\b",
+    re.IGNORECASE,
+)
+"""What may commit in its middle, and be cancelled after that."""
 _SET_LOCAL = re.compile(r"\s*set\s+(local|transaction)\b[^;]*;?\s*\Z", re.IGNORECASE)
 """The two that carry the tag SET and do end with the transaction."""
 
@@ -233,6 +240,7 @@ class Connection(CoreConnection):  # type: ignore[misc]
         if limit == math.inf:
             return self._converse(context, message)
         context.limit = limit
+        inside = self._state.flags & TRANSACTION
         try:
             return self._converse(context, message)
         except LimitPassed as error:
@@ -246,8 +254,11 @@ class Connection(CoreConnection):  # type: ignore[misc]
                 raise
             raise DeadlineExceeded(
                 "the deadline passed while a statement ran; it was cancelled",
-                # After the command's own end, what was cancelled came after its COMMIT.
-                outcome="unknown" if context.completed else "cancelled",
+                # After the command's own end, what was cancelled came after its COMMIT;
+                # and a procedure may have committed some of its work.
+                outcome="unknown"
+                if context.completed or (not inside and _COMMITS.match(context.statement or ""))
+                else "cancelled",
             ) from error
 
     def _overtime(self, context: _Exchange) -> None:
@@ -783,12 +794,14 @@ class NativeConnection(Connection, pg8000.native.Connection):  # type: ignore[mi
     """``pg8000.native.Connection``, safe to share."""
 
     def run(self, sql: str, stream: Any = None, types: Any = None, **params: Any) -> Any:
+        # Adapters may take their time, in which another thread gives the lease back.
+        serial = self._state.serial
         if not params and stream is None:
-            context = self.execute_simple(sql)
+            context = self.execute_simple(sql, serial)
         else:
             statement, make_vals = _to_statement(sql)
             oids = () if types is None else make_vals(defaultdict(lambda: None, types))
-            context = self.execute_unnamed(statement, make_vals(params), oids, stream)
+            context = self.execute_unnamed(statement, make_vals(params), oids, stream, serial)
         rows, self._context = context.rows, context
         # An idle connection must not keep its last result.
         context.rows = context.stream = None
@@ -832,4 +845,8 @@ class Cursor(pg8000.dbapi.Cursor):  # type: ignore[misc]
     @property
     def connection(self) -> DBAPIConnection:
         bound = super().connection
-        return bound and bound.con  # type: ignore[no-any-return]
+        if bound is None:
+            return None  # type: ignore[return-value]
+        if bound.serial not in (-1, bound.con._state.serial):
+            raise ConnectionReleased("the connection was given back to the pool")
+        return bound.con  # type: ignore[no-any-return]

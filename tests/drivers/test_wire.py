@@ -562,6 +562,7 @@ def test_restore_puts_local_state_back(connect: Any) -> None:
     assert conn._state.flags == LOCAL
 
 
+@pytest.mark.filterwarnings("ignore:DB-API extension cursor.connection")
 def test_nothing_of_a_lease_outlives_it(connect: Any) -> None:
     """Connection, cursor and statement are refused before a byte is sent."""
     native, dbapi = connect(), connect(DBAPI())
@@ -576,6 +577,7 @@ def test_nothing_of_a_lease_outlives_it(connect: Any) -> None:
         lambda: cursor.execute("SELECT %s", (1,)),
         lambda: cursor.executemany("SELECT %s", [(1,)]),
         lambda: cursor.callproc("nothing"),
+        lambda: cursor.connection.rollback(),
     ]
     on_the_connection: list[Callable[[], object]] = [
         lambda: native.run("SELECT 1"),
@@ -598,6 +600,21 @@ def test_nothing_of_a_lease_outlives_it(connect: Any) -> None:
     assert native._state.flags == SESSION
     assert dbapi._state.flags == 0
     assert in_step(native)
+
+
+def test_released_while_parameters_become_text(connect: Any) -> None:
+    """A statement that takes its time to be written is not sent in the next lease."""
+    conn = connect()
+
+    class Slow:
+        def __str__(self) -> str:
+            conn._state.release()
+            conn._state.lease()
+            return "1"
+
+    with pytest.raises(ConnectionReleased):
+        conn.run("SELECT :a", a=Slow())
+    assert in_step(conn)
 
 
 def test_cursor_born_outside_a_lease_belongs_to_none(connect: Any) -> None:

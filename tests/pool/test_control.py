@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import math
 import signal
 import sys
 import threading
@@ -13,7 +15,9 @@ from typing import Any
 import pytest
 from pool.kit import PATIENCE, Caller, Clock, Refused, eventually, filled, give_back, leases
 
+import fastpool
 from fastpool import ConfigError, ConnectionReleased, Pool, PoolConfig, PoolTimeout
+from fastpool import pool as control
 from fastpool.testing import StubConnection, StubDriver, StubError
 
 Make = Callable[..., Pool[StubConnection]]
@@ -100,6 +104,62 @@ def test_detach(make: Make, driver: StubDriver) -> None:
     pool.close()
     assert conn.run("SELECT 1") == "SELECT 1"
     conn.close()
+
+
+def test_detach_ends_the_deadline(make: Make) -> None:
+    """What is the caller's own has no deadline of the pool's."""
+    pool = make(min_size=1)
+    filled(pool)
+    conn = pool.detach(pool.acquire(deadline=0.0))
+    assert conn.run("SELECT 1") == "SELECT 1"
+    conn.close()
+
+
+@pytest.mark.parametrize("method", ["invalidate", "detach"])
+def test_released_in_between(make: Make, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """What another thread has given back meanwhile is the next one's, and stays so."""
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    others: list[Any] = []
+    found = control._lease
+
+    class Overtaken:
+        def _entry_of(self, core: Any) -> Any:
+            entry = found(lease)._entry_of(core)
+            lease.release()
+            others.append(pool.acquire())
+            return entry
+
+    monkeypatch.setattr(control, "_lease", lambda conn: Overtaken())
+    with contextlib.suppress(ConnectionReleased):
+        getattr(pool, method)(lease)
+    assert others[0].run("SELECT 1") == "SELECT 1"
+    others[0].release()
+
+
+@pytest.mark.parametrize("timeout", [None, "1", -1, math.nan, True])
+@pytest.mark.parametrize("method", ["wait", "ping", "close", "open"])
+def test_a_timeout_is_a_number(make: Make, method: str, timeout: Any) -> None:
+    """Any other is refused by name, before anything is done."""
+    pool = make()
+    with pytest.raises(ConfigError, match="timeout: expected seconds"):
+        getattr(pool, method)(timeout=timeout)
+    assert pool._core.phase == 0
+
+
+def test_waiting_ends_with_the_deadline(make: Make, driver: StubDriver) -> None:
+    """wait() and ping() are over with the deadline around them."""
+    driver.gates["connect"] = driver.gates["ping"] = threading.Event()
+    pool = make(min_size=1)
+    began = time.monotonic()
+    with pytest.raises(PoolTimeout), fastpool.deadline(0.05):
+        pool.wait()
+    driver.gates.pop("connect").set()
+    driver.gates["ping"] = threading.Event()
+    pool.wait()
+    with pytest.raises(TimeoutError), fastpool.deadline(0.05):
+        pool.ping()
+    assert time.monotonic() - began < 4.0
 
 
 @pytest.mark.parametrize("method", ["invalidate", "detach", "release"])

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from fastpool import (
     Pool,
     PoolTimeout,
     RetryPolicy,
+    TransactionAborted,
 )
 from fastpool.testing import StubConnection, StubDriver, StubError
 
@@ -77,6 +79,19 @@ def test_a_deadline_decorates() -> None:
 
     assert 99 < left() <= 100
     assert fastpool.deadline.remaining() == math.inf
+
+
+def test_what_works_after_its_return_is_not_decorated() -> None:
+    """A generator or coroutine function would have no limit at all."""
+
+    async def later() -> None: ...
+
+    def lazy() -> Iterator[int]:
+        yield 1
+
+    for function in (later, lazy):
+        with pytest.raises(TypeError, match="after its return"):
+            fastpool.deadline(1)(function)
 
 
 def test_each_thread_has_its_own(spawn: Spawn) -> None:
@@ -219,6 +234,47 @@ def test_with_no_time_left_nothing_is_checked(make: Make, driver: StubDriver) ->
     with pytest.raises(DeadlineExceeded):
         pool.acquire(deadline=GONE)
     assert (driver.counts["ping"], pool.stats().idle, pool.stats().closed) == (pings, 1, {})
+
+
+def test_a_suspect_stays_one(make: Make, driver: StubDriver) -> None:
+    """Who was too late to look has not looked: the next caller does."""
+    pool = make(min_size=1, max_size=1)
+    filled(pool)
+    [entry] = pool._core.idle_entries()
+    pool._core.suspect(entry)
+    pings = driver.counts["ping"]
+    with pytest.raises(DeadlineExceeded):
+        pool.acquire(deadline=GONE)
+    pool.acquire().release()
+    assert driver.counts["ping"] == pings + 1
+
+
+def test_a_rollback_that_fails_hides_nothing(make: Make, driver: StubDriver) -> None:
+    """Too late to commit, or aborted: that is said, also when the ROLLBACK gets no answer."""
+    pool = make(max_size=1)
+    for block in (pool.connection, pool.transaction):
+        with pytest.raises(DeadlineExceeded) as caught, block() as conn:
+            if block == pool.connection:
+                conn.run("BEGIN")
+            conn._state.deadline = GONE
+            driver.fail("control")
+        assert caught.value.outcome == "not_sent"
+        with pytest.raises(TransactionAborted) as aborted, block() as conn:
+            if block == pool.connection:
+                conn.run("BEGIN")
+            with contextlib.suppress(StubError):
+                conn.run("FAIL")
+            driver.fail("control")
+        assert aborted.value.outcome == "rolled_back"
+
+
+def test_after_connect_at_a_late_return(make: Make) -> None:
+    """The hook that prepares a reset connection for the next user has time to do so."""
+    pool = make(max_size=1, after_connect=lambda conn: conn.run("SELECT 1"))
+    with pool.connection(deadline=100) as conn:
+        conn.run("SET a = 1")
+        conn._state.deadline = GONE
+    assert (pool.stats().idle, pool.stats().closed) == (1, {})
 
 
 def test_an_old_deadline_does_not_concern_the_keeper(make: Make, driver: StubDriver) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pool.kit import eventually
+from pool.kit import eventually, filled
 
 import fastpool
 from fastpool import ConfigError, Pool, PoolTimeout, TransactionAborted
-from fastpool.testing import StubConnection, StubDriver
+from fastpool.testing import StubConnection, StubDriver, StubError
 
 Make = Callable[..., Pool[Any]]
 
@@ -48,6 +48,36 @@ def test_a_driver_that_breaks_at_fileno(make: Make, monkeypatch: pytest.MonkeyPa
     assert pool.run("SELECT 1") == "SELECT 1"
     assert pool.stats().dial_failures == 2
     assert pool.stats().size == 1
+
+
+class Misbehaved(StubDriver):
+    """Fails where the protocol has no room for a failure."""
+
+    fails = ""
+
+    def close(self, conn: StubConnection) -> Any:
+        if self.fails == "close":
+            raise StubError("close")
+        return super().close(conn)
+
+    def last_word(self, conn: StubConnection) -> str | None:
+        if self.fails == "last_word":
+            raise StubError("last_word")
+        return super().last_word(conn)
+
+
+@pytest.mark.parametrize("step", ["close", "last_word"])
+def test_a_driver_that_breaks_at_the_end(make: Make, step: str) -> None:
+    """The slot is free all the same, and the maintenance thread lives."""
+    driver = Misbehaved(sockets=True)
+    pool = make(driver=driver, max_size=1, min_size=1, health_check_period=0.01)
+    filled(pool)
+    driver.fails = step
+    driver.connections[0].kill()
+    eventually(lambda: len(driver.connections) == 2 and pool.stats().idle == 1)
+    driver.fails = ""
+    assert pool.run("SELECT 1") == "SELECT 1"
+    driver.abandon(driver.connections[0])
 
 
 def test_no_room_for_threads(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
