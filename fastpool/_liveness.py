@@ -47,6 +47,11 @@ class Liveness:
         wanted any more."""
         self._prove(entry, "on a server that has become read-only, or another kind")
 
+    @property
+    def minds_read_only(self) -> bool:
+        """Does a refused write say anything? Not where a replica is wanted."""
+        return self._hosts.wanted not in ("read-only", "standby", "prefer-standby")
+
     def fits(self, entry: Entry) -> bool:
         """Is the server of *entry* still what ``target_session_attrs`` wants? As it
         said with its last answer."""

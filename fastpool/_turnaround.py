@@ -176,7 +176,7 @@ class Turnaround:
             self.liveness.lost(entry)
         if state.flags & (BUSY | DIRTY | CLOSED):
             return "broken"
-        if state.flags & READONLY:
+        if state.flags & READONLY and self.liveness.minds_read_only:
             self.liveness.misfit(entry)
             return "role"
         if state.flags & TRANSACTION:
@@ -194,7 +194,7 @@ class Turnaround:
             # It may be the server that has changed.
             if not state.flags & (BUSY | DIRTY | CLOSED) and self._check_role(entry):
                 return "role"
-        if state.flags & LOCAL:
+        if state.flags & (LOCAL | READONLY):
             self.driver.restore(entry.conn)
         return "broken" if state.flags else None
 

@@ -1262,6 +1262,13 @@ FAILOVER = [
         "tests/pool/test_liveness.py::test_other_hosts_are_not_concerned",
     ),
     Mutant(
+        "replica-is-left-for-a-refused-write",
+        TURNAROUND,
+        "if state.flags & READONLY and self.liveness.minds_read_only:",
+        "if state.flags & READONLY:",
+        "tests/pool/test_liveness.py::test_a_replica_may_refuse_writes",
+    ),
+    Mutant(
         "end-in-use-is-not-judged",
         TURNAROUND,
         """\

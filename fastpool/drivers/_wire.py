@@ -625,7 +625,8 @@ class Connection(CoreConnection):  # type: ignore[misc]
         if self._born_adapters is not None:
             self.py_types, self.pg_types = self._born_adapters
             self._born_adapters = None
-        self._state.flags &= ~LOCAL
+        self._refused = False
+        self._state.flags &= ~(LOCAL | READONLY)
 
     def register_out_adapter(self, typ: Any, out_func: Any) -> None:
         self._adapt()

@@ -155,7 +155,7 @@ class Driver(Protocol[ConnT]):
         is known. Does not wait."""
 
     def restore(self, conn: ConnT) -> None:
-        """Put client-side state back as at birth (LOCAL); no round trip."""
+        """Put client-side state back as at birth (LOCAL, READONLY); no round trip."""
 
     def rebase(self, conn: ConnT) -> None:
         """Take the session as it is now for its state at birth: clears SESSION."""

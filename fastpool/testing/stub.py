@@ -256,7 +256,7 @@ class StubDriver:
 
     def restore(self, conn: StubConnection) -> None:
         self._step("restore")
-        conn._state.leave(conn._state.flags & ~LOCAL)
+        conn._state.leave(conn._state.flags & ~(LOCAL | READONLY))
 
     def rebase(self, conn: StubConnection) -> None:
         conn._state.leave(conn._state.flags & ~SESSION)

@@ -668,6 +668,7 @@ def test_a_broken_driver_does_not_keep_other_pools(
 
 def test_dropped_pools_are_forgotten(driver: StubDriver) -> None:
     """The register of pools keeps none alive."""
+    gc.collect()
     before = len(_fork._all())
     pool = Pool(driver=driver)
     assert len(_fork._all()) == before + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +49,8 @@ def three(make: Make, **settings: Any) -> Pool[StubConnection]:
     ``gates["connect"]`` is set there are no others."""
     pool = make(**{"min_size": 3, "max_size": 3, "health_check_period": 1000.0, **settings})
     filled(pool)
+    keeper = pool._house.keeper
+    eventually(lambda: 5.0 < keeper._due - pool._core.now() < math.inf, "it looks no more")
     driver: Any = pool._house.driver
     driver.gates["connect"] = threading.Event()
     return pool
@@ -169,6 +172,17 @@ def test_read_only_where_read_write_is_wanted(make: Make, driver: StubDriver) ->
     driver.server_role = PRIMARY
     with pool.connection(timeout=5.0) as conn:
         assert conn.run("WRITE") == "WRITE"
+
+
+@pytest.mark.parametrize("wanted", ["read-only", "standby", "prefer-standby"])
+def test_a_replica_may_refuse_writes(make: Make, driver: StubDriver, wanted: str) -> None:
+    """Where a replica is wanted its refusal is no news, and costs nothing."""
+    driver.server_role = STANDBY
+    pool = make(f"target_session_attrs={wanted}", max_size=1)
+    for _ in range(3):
+        with pytest.raises(StubError, match="read-only"):
+            pool.run("WRITE")
+    assert (len(driver.connections), pool.stats().closed) == (1, {})
 
 
 def test_a_write_in_vain_costs_its_connection(make: Make, driver: StubDriver) -> None:
