@@ -414,9 +414,11 @@ def test_fatal_keeps_its_sqlstate(
 def test_reset_by_the_peer_is_a_network_error(connect: Any, proxy: FaultProxy) -> None:
     """Not a bare ConnectionResetError; the statement fails with pg8000's InterfaceError."""
     conn = connect(port=proxy.port)
-    threading.Timer(0.2, proxy.reset).start()
+    resetting = threading.Timer(0.2, proxy.reset)
+    resetting.start()
     with pytest.raises(InterfaceError, match="network error"):
         conn.run("SELECT pg_sleep(3)")
+    resetting.join()  # it hears of it after the client
     assert conn._state.flags & (DIRTY | CLOSED) == DIRTY | CLOSED
 
 
@@ -527,9 +529,11 @@ def test_listener_learns_of_its_connections_end(connect: Any) -> None:
     conn, admin = connect(driver), connect()
     (pid,) = conn.run("SELECT pg_backend_pid()")[0]
     driver.listen(conn, "c")
-    threading.Timer(0.2, admin.run, ["SELECT pg_terminate_backend(:p)"], {"p": pid}).start()
+    killing = threading.Timer(0.2, admin.run, ["SELECT pg_terminate_backend(:p)"], {"p": pid})
+    killing.start()
     with pytest.raises(InterfaceError) as caught:
         driver.notifications(conn, 10.0)
+    killing.join()
     assert sqlstate(caught.value) == "57P01"
 
 
