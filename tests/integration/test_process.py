@@ -182,7 +182,9 @@ print("well")
 """
 
 
-@pytest.mark.parametrize("impl", ["c", "python"])
+@pytest.mark.parametrize(
+    "impl", [pytest.param("c", marks=pytest.mark.c_extension), "python"], ids=["c", "python"]
+)
 @pytest.mark.parametrize("way", ["disable", "require"])
 def test_greenlets(
     server: LocalPostgres,
