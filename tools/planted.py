@@ -1503,17 +1503,6 @@ FORK = [
         "tests/pool/test_fork.py::test_idle_threads_end_before_a_fork_and_come_back",
     ),
     Mutant(
-        "asked-for-during-a-fork-and-forgotten",
-        OPENER,
-        """\
-        if not self._stopped and self._core.deficit() > 0:
-            self._start()
-
-""",
-        "\n",
-        "tests/pool/test_fork.py::test_asked_for_while_a_fork_is_made",
-    ),
-    Mutant(
         "fork-cuts-the-backoff-short",
         OPENER,
         """\
