@@ -419,11 +419,7 @@ class Transaction:
         if exc_type is None:
             self._end()
         else:
-            try:
-                self._undo()
-            except Exception as error:
-                # The block's own exception says more; the release sees to the rest.
-                log.info("pool %r: a rollback failed: %s", self._turnaround.name, error)
+            self._try_undo()
 
     def _end(self) -> None:
         entry = self._entry()
@@ -431,10 +427,7 @@ class Transaction:
         if flags & (BUSY | DIRTY | CLOSED):
             raise _lost()
         if flags & FAILED:
-            try:
-                self._undo()
-            except Exception as error:
-                log.info("pool %r: a rollback failed: %s", self._turnaround.name, error)
+            self._try_undo()
             raise _aborted()
         if not flags & TRANSACTION:
             return  # the user has ended it
@@ -442,6 +435,13 @@ class Transaction:
             self._turnaround.driver.control(entry.conn, f"RELEASE SAVEPOINT {self._savepoint}")
         else:
             self._turnaround.commit(entry)
+
+    def _try_undo(self) -> None:
+        """:meth:`_undo` before an error that says more than its own would."""
+        try:
+            self._undo()
+        except Exception as error:  # the release sees to the rest
+            log.info("pool %r: a rollback failed: %s", self._turnaround.name, error)
 
     def _undo(self) -> None:
         entry = self._entry()
