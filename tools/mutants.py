@@ -7,6 +7,7 @@ source any more, and a test that is red already without it, are all failures.
 
     python tools/mutants.py                 all of them
     python tools/mutants.py --quick         those whose test needs no server
+    python tools/mutants.py --sample N      every N-th of those chosen
     python tools/mutants.py NAME ...        only these
     python tools/mutants.py --soak NAME ... the soak has to notice, not the test
     python tools/mutants.py --list          what there is
@@ -21,13 +22,14 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -76,20 +78,24 @@ def run_tests(tests: list[str], tree: Path) -> tuple[bool, str]:
     # A hung test is ended by itself, or, if that cannot be, with its process.
     options = ["-x", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", f"--timeout={HUNG:g}"]
     command = [sys.executable, "-m", "pytest", *options, *tests]
-    try:
-        done = subprocess.run(
-            command,
-            cwd=tree,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=HUNG * (len(tests) + 1),
+    with tempfile.TemporaryFile("w+") as output:  # a pipe may outlive the run, in a child
+        run = subprocess.Popen(
+            command, cwd=tree, env=environment, stdout=output, stderr=output, start_new_session=True
         )
-    except subprocess.TimeoutExpired:
-        return False, "hung"
-    if done.returncode not in (0, 1):
-        raise LookupError(f"pytest could not run {' '.join(tests)}:\n{done.stdout[-2000:]}")
-    return done.returncode == 0, done.stdout[-2000:]
+        try:
+            status = run.wait(HUNG * len(tests) + 5.0)
+        except subprocess.TimeoutExpired:
+            return False, "hung"
+        finally:
+            # With what a test that was ended has forked and could not wait for.
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+            run.wait()
+        output.seek(0)
+        said = output.read()[-2000:]
+    if status not in (0, 1):
+        raise LookupError(f"pytest could not run {' '.join(tests)}:\n{said}")
+    return status == 0, said
 
 
 @contextmanager
@@ -142,6 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Plant defects; a test must notice each.")
     parser.add_argument("names", nargs="*", help="only these mutants")
     parser.add_argument("--quick", action="store_true", help="only those that need no server")
+    parser.add_argument("--sample", type=int, default=1, metavar="N", help="every N-th of them")
     parser.add_argument("--soak", action="store_true", help="by the soak, for a minute at most")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     options = parser.parse_args()
@@ -151,6 +158,7 @@ def main() -> int:
     chosen = [m for m in MUTANTS if not options.names or m.name in options.names]
     if options.quick:
         chosen = [m for m in chosen if "integration" not in m.test and "drivers" not in m.test]
+    chosen = chosen[:: options.sample]
     if options.list:
         for mutant in chosen:
             print(f"{mutant.name:44} {mutant.test}")

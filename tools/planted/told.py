@@ -1,0 +1,331 @@
+"""What is told: errors, health, metrics; and the soak, which has to tell."""
+
+from __future__ import annotations
+
+from .mutant import CORE, HOUSE, Mutant
+
+DIAGNOSIS = "fastpool/_diagnosis.py"
+OPS_TESTS = "tests/ops/"
+HEALTH = "fastpool/ops/health.py"
+HTTP = "fastpool/ops/http.py"
+SERVER = "fastpool/ops/_server.py"
+HISTORY = "fastpool/ops/_history.py"
+METRICS = "fastpool/ops/metrics.py"
+
+EXPLAINING = [
+    Mutant(
+        "deadlock-of-what-another-uses",
+        CORE,
+        "                    if state.user != entry.who >> 1:\n",
+        "                    if state.user == 0:\n",
+        "tests/core/test_deadlock.py::test_used_last_by_another_thread",
+    ),
+    Mutant(
+        "deadlock-remembers-earlier-leases",
+        CORE,
+        "                if state.used == state.serial:\n",
+        "                if state.used != 0:\n",
+        "tests/core/test_deadlock.py::test_the_last_users_use_is_forgotten",
+    ),
+    Mutant(
+        "deadlock-told-to-all",
+        CORE,
+        "turns.get(entry.who >> 1, math.inf) > waiter.turn:",
+        "entry.who >> 1 not in turns:",
+        "tests/core/test_deadlock.py::test_a_thread_with_several",
+    ),
+    Mutant(
+        "deadlock-told-to-the-last-in-line",
+        CORE,
+        "            waiter.turn = self._joined\n",
+        "            waiter.turn = 1 if again else self._joined + 1\n",
+        "tests/core/test_deadlock.py::test_the_last_to_come_may_stand_further_up",
+    ),
+    Mutant(
+        "deadlock-while-something-comes",
+        CORE,
+        "self.leased >= self.max_size and self.size == self.leased and waiter",
+        "waiter",
+        "tests/core/test_deadlock.py::test_something_still_moves",
+    ),
+    Mutant(
+        "deadlock-of-a-dispatcher",
+        CORE,
+        "return DOUBTFUL if len(threads) > 1 else UNTANGLED",
+        "return DOUBTFUL",
+        "tests/core/test_deadlock.py::test_not_used_yet",
+    ),
+    Mutant(
+        "deadlock-without-a-doubt",
+        CORE,
+        """\
+                    doubt = True
+""",
+        """\
+                    doubt = False
+""",
+        "tests/core/test_deadlock.py::test_not_used_yet",
+    ),
+    Mutant(
+        "deadlock-though-somebody-moved",
+        CORE,
+        "if error is not None and self.deadlocked(waiter) != UNTANGLED:",
+        "if error is not None:",
+        "tests/core/test_deadlock.py::test_overtaken_by_a_release",
+    ),
+    Mutant(
+        "deadlock-by-a-hooks-use",
+        CORE,
+        "            entry.state.used = 0  # what a hook did was no use of the caller's\n",
+        "",
+        "tests/core/test_deadlock.py::test_a_hooks_use_is_none",
+    ),
+    Mutant(
+        "threads-by-their-identifiers",
+        "fastpool/_runtime.py",
+        'threadno = functools.partial(getattr, _Number(), "own")',
+        "threadno = ident",
+        "tests/core/test_deadlock.py::test_another_thread_of_that_name",
+    ),
+    Mutant(
+        "handed-on-under-the-old-name",
+        CORE,
+        """\
+                entry.who = waiter.who
+""",
+        "",
+        "tests/core/test_lockstep.py",
+    ),
+    Mutant(
+        "deadlock-among-greenlets",
+        HOUSE,
+        "if mode is None or not threads_are_told_apart():",
+        "if mode is None:",
+        "tests/pool/test_explain.py::test_greenlets_for_threads",
+    ),
+    Mutant(
+        "deadlock-logged-each-time",
+        HOUSE,
+        "            if self._deadlocked_at != core.acquires:\n",
+        "            if core.acquires:\n",
+        "tests/pool/test_explain.py::test_deadlock_log",
+    ),
+    Mutant(
+        "exhaustion-logged-each-time",
+        HOUSE,
+        "        self._exhausted_at = now\n",
+        "",
+        "tests/pool/test_explain.py::test_exhaustion_is_logged_now_and_then",
+    ),
+    Mutant(
+        "down-while-all-are-there",
+        DIAGNOSIS,
+        "if facts.error_is_news and facts.established < facts.max_size:",
+        "if facts.error_is_news:",
+        "tests/test_diagnosis.py::test_verdict",
+    ),
+    Mutant(
+        "frames-are-looked-at-while-collecting",
+        "fastpool/stats.py",
+        "        gc.disable()\n",
+        "",
+        "tests/pool/test_explain.py::test_nothing_is_collected_while_frames_are_looked_at",
+    ),
+    Mutant(
+        "garbage-is-a-holder",
+        HOUSE,
+        "        gc.collect()\n",
+        "",
+        "tests/pool/test_explain.py::test_a_lease_dropped_in_a_cycle_is_no_holder",
+    ),
+    Mutant(
+        "long-work-is-a-leak",
+        DIAGNOSIS,
+        'if h.state != "active" and (not h.alive or h.age > limit)',
+        "if not h.alive or h.age > limit",
+        "tests/test_diagnosis.py::test_verdict",
+    ),
+    Mutant(
+        "any-call-is-slow",
+        DIAGNOSIS,
+        "0 < facts.waited <= 2 * h.running",
+        "0 < facts.waited",
+        "tests/integration/test_explain.py::test_too_many_users",
+    ),
+    Mutant(
+        "ended-threads-live",
+        CORE,
+        "return not lives(self.who >> 1)",
+        "return False",
+        "tests/pool/test_explain.py::test_leaked_by_a_thread_that_ended",
+    ),
+]
+
+SOAK = [
+    Mutant(
+        "reset-before-tls-costs-a-descriptor",
+        "fastpool/drivers/_socket.py",
+        """\
+                self.close()
+                raise ConnectionResetError(""",
+        """\
+                raise ConnectionResetError(""",
+        "tests/drivers/test_connect.py::test_reset_before_the_handshake_leaves_nothing_open",
+    ),
+    Mutant(
+        "ledger-forgets-what-failed",
+        "tests/soak/ledger.py",
+        "undead=[n for n in numbers if states[n] == FAILED and n in present],",
+        "undead=[n for n in numbers if states[n] == FAILED and n not in present],",
+        "tests/soak/test_soak.py::test_ledger_tells_what_is_wrong",
+    ),
+    Mutant(
+        "ledger-takes-unknown-for-done",
+        "tests/soak/ledger.py",
+        """\
+        elif self.sealed and may_have_run(exc):
+            return
+""",
+        """\
+        elif self.sealed and may_have_run(exc):
+            state = DONE
+""",
+        "tests/soak/test_soak.py::test_ledger_accepts_what_was_told",
+    ),
+]
+
+OPERATIONS = [
+    Mutant(
+        "busy-is-unhealthy",
+        HEALTH,
+        "return _CUT_OFF if pool._house.cut_off() else None",
+        "return describe(error)",
+        OPS_TESTS + "test_health.py::test_readiness_of_a_saturated_pool",
+    ),
+    Mutant(
+        "dead-is-only-busy",
+        HEALTH,
+        "return _CUT_OFF if pool._house.cut_off() else None",
+        "return None",
+        OPS_TESTS + "test_health.py::test_saturated_but_cut_off",
+    ),
+    Mutant(
+        "check-queues-for-its-whole-timeout",
+        HEALTH,
+        "patience = timeout * _PATIENCE",
+        "patience = timeout",
+        OPS_TESTS + "test_health.py::test_saturated_is_degraded",
+    ),
+    Mutant(
+        "slow-dial-is-cut-short",
+        HEALTH,
+        "patience = ends - time.monotonic()\n            if patience <= 0:",
+        "patience = ends - time.monotonic()\n            if True:",
+        OPS_TESTS + "test_health.py::test_a_slow_dial_gets_the_whole_timeout",
+    ),
+    Mutant(
+        "each-asker-checks",
+        HEALTH,
+        "shared = self._running if self._pid == os.getpid() else None",
+        "shared = None",
+        OPS_TESTS + "test_health.py::test_many_askers_take_one_connection",
+    ),
+    Mutant(
+        "ready-from-the-start",
+        HEALTH,
+        "if not self._ready.is_set():",
+        "if False:",
+        OPS_TESTS + "test_health.py::test_readiness_before_it_is_set",
+    ),
+    Mutant(
+        "degraded-is-503",
+        HEALTH,
+        """return 503 if self.status == "unhealthy" else 200""",
+        """return 200 if self.status == "healthy" else 503""",
+        OPS_TESTS + "test_health.py::test_saturated_is_degraded",
+    ),
+    Mutant(
+        "page-for-everybody",
+        SERVER,
+        "return _Everything(named(pools)) if loopback else Probes(pools)",
+        "return _Everything(named(pools))",
+        OPS_TESTS + "test_server.py::test_a_pool_for_everybody",
+    ),
+    Mutant(
+        "each-byte-has-the-read-timeout",
+        SERVER,
+        "left = self._until - time.monotonic()",
+        "left = 0.3",
+        OPS_TESTS + "test_server.py::test_a_slow_client_is_dropped",
+    ),
+    Mutant(
+        "slow-clients-shut-out-a-probe",
+        SERVER,
+        """oldest = self._first("reading") or self._first("sending")""",
+        "oldest = None",
+        OPS_TESTS + "test_server.py::test_slow_clients_make_room",
+    ),
+    Mutant(
+        "close-cuts-off-at-once",
+        SERVER,
+        "self._changed.wait_for(lambda: not self._busy(), timeout)",
+        "pass",
+        OPS_TESTS + "test_server.py::test_close_lets_requests_end",
+    ),
+    Mutant(
+        "checks-take-every-thread",
+        HTTP,
+        "if not self._checking.acquire(blocking=False):",
+        "if not self._checking.acquire():",
+        OPS_TESTS + "test_http.py::test_too_many_checks",
+    ),
+    Mutant(
+        "check-blocks-the-event-loop",
+        HTTP,
+        "response = await self._in_thread(call)",
+        "response = call()",
+        OPS_TESTS + "test_http.py::test_asgi_does_not_block_the_loop",
+    ),
+    Mutant(
+        "redirect-to-another-server",
+        HTTP,
+        """path = quote(root.strip(b"/"))""",
+        """path = root.decode("latin-1")[1:]""",
+        OPS_TESTS + "test_http.py::test_a_redirect_stays_here",
+    ),
+    Mutant(
+        "sampling-keeps-the-pools",
+        HISTORY,
+        "me = weakref.ref(self)",
+        "me = lambda: self",
+        OPS_TESTS + "test_http.py::test_sampling_runs_by_itself",
+    ),
+    Mutant(
+        "bucket-one-off",
+        METRICS,
+        "totals[first:]",
+        "totals[first - 1 :]",
+        OPS_TESTS + "test_metrics.py::test_buckets_end_where_they_say",
+    ),
+    Mutant(
+        "recorded-again-each-time",
+        METRICS,
+        "self._recorded[name, kind] = counts",
+        "pass",
+        OPS_TESTS + "test_metrics.py::test_opentelemetry",
+    ),
+    Mutant(
+        "use-is-not-timed",
+        CORE,
+        "                self.use_time += seconds\n",
+        "",
+        OPS_TESTS + "test_metrics.py::test_uses_are_timed",
+    ),
+    Mutant(
+        "figures-outlive-the-pool",
+        "fastpool/ops/logs.py",
+        "return pool is None or is_closed(pool)",
+        "return pool is None",
+        OPS_TESTS + "test_logs.py::test_ends_with_the_pool",
+    ),
+]
