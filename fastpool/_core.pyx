@@ -1815,6 +1815,7 @@ TRY = "try"
 OVER = "already over"
 
 
+# As errors.seconds, where a call must cost little.
 def _checked_seconds(name: str, value: Any, zero: str) -> cython.double:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
         raise not_seconds(name, value, zero)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar, Token
 from typing import Any
 
-from .errors import not_seconds
+from . import errors
 
 __all__ = ["current", "deadline", "lifted"]
 
@@ -46,10 +46,7 @@ class deadline(contextlib.ContextDecorator):
     """
 
     def __init__(self, seconds: float) -> None:
-        number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-        if not number or not seconds >= 0:
-            raise not_seconds("deadline", seconds, "already over")
-        self._seconds = seconds
+        self._seconds = errors.seconds("deadline", seconds, "already over")
         self._tokens: list[Token[float]] = []
 
     def __call__(self, function: Any) -> Any:

@@ -26,7 +26,8 @@ from ._keeper import Keeper
 from ._liveness import Liveness
 from ._opener import Opener, describe
 from ._runtime import poll, threads_are_told_apart
-from ._turnaround import DEAD, Transaction, Turnaround
+from ._transaction import Transaction
+from ._turnaround import DEAD, Turnaround
 from .config import PoolConfig
 from .conninfo import ConnInfo
 from .drivers.base import Driver

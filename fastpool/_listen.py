@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+import reprlib
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,11 +21,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from . import _deadline
 from ._impl import State
 from .drivers.base import hang_up
-from .errors import ConfigError, PoolClosed
+from .errors import ConfigError, PoolClosed, seconds
+from .pool import PoolView
 
 if TYPE_CHECKING:
     from ._house import House
-    from .pool import Pool
 
 __all__ = ["Listener", "Notification", "listen"]
 
@@ -32,6 +33,10 @@ log = logging.getLogger("fastpool")
 
 _SLICE = 0.25
 """Seconds after which a waiting listener looks whether it was closed."""
+_SHORTEST_DIAL = 1.0
+"""Seconds for a dial, if the caller has less: one that is always cut short ends nowhere."""
+_LONGEST_NAME = 63
+"""Bytes; the server would cut off the rest (NAMEDATALEN)."""
 
 
 class Notification(NamedTuple):
@@ -64,10 +69,11 @@ class Listener:
         Waits at most *timeout* seconds (``None``: no limit), and no longer than a
         ``fastpool.deadline`` around, then raises ``TimeoutError``. Raises ``PoolClosed``
         once the listener or its pool is closed, ``ConnectFailed`` if the server refuses
-        for good. A connection that is made anew meanwhile is dialled to the end: that may
-        take ``connect_timeout`` longer.
+        for good. Where the connection has to be made anew, a dial has a second at least:
+        so much longer that may take.
         """
-        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        timeout = math.inf if timeout is None else seconds("timeout", timeout, "look")
+        deadline = time.monotonic() + timeout
         deadline = min(deadline, _deadline.current())
         while not self._received:
             if self._closed or self._house.core.phase == 2:
@@ -77,17 +83,18 @@ class Listener:
             if left <= 0:
                 message = f"no notification on {self.channel!r} within the time given"
                 raise TimeoutError(message) from self._error
-            self._receive(min(left, _SLICE))
+            self._receive(left)
         return self._received.popleft()
 
-    def _receive(self, seconds: float) -> None:
-        """Connected: read for *seconds* at most. Otherwise: connect."""
+    def _receive(self, left: float) -> None:
+        """Connected: read for a while, *left* seconds at most. Otherwise: connect."""
         conn = self._conn
         if conn is None:
-            self._connect(seconds)
+            self._connect(left)
             return
         try:
-            for pid, channel, payload in self._house.driver.notifications(conn, seconds):
+            patience = min(left, _SLICE)
+            for pid, channel, payload in self._house.driver.notifications(conn, patience):
                 self._received.append(Notification(channel, payload, pid))
         except BaseException as error:
             self._drop()
@@ -98,12 +105,13 @@ class Listener:
                 raise
             log.warning("the listener on %r lost its connection: %s", self.channel, error)
 
-    def _connect(self, seconds: float) -> None:
-        """Dial and subscribe; what fails is tried again after a pause of *seconds* at most."""
+    def _connect(self, left: float) -> None:
+        """Dial and subscribe for *left* seconds, or a little longer; what fails is tried
+        again after a pause."""
         opener, driver = self._house.opener, self._house.driver
         state = State()
         try:
-            self._conn, _ = opener.dial(state)
+            self._conn, _ = opener.dial(state, patience=max(left, _SHORTEST_DIAL))
             opener.note_pooler(self._conn)
             if not opener.pooled:
                 self._house.turnaround.prepare(self._conn, state)
@@ -119,7 +127,7 @@ class Listener:
             pause = min(config.connect_backoff * 2.0**self._failures, config.connect_backoff_max)
             self._failures = min(self._failures + 1, 30)
             log.warning("the listener on %r cannot connect: %s", self.channel, error)
-            time.sleep(min(random.uniform(0, pause), seconds))
+            time.sleep(min(random.uniform(0, pause), left, _SLICE))
         else:
             self._failures, self._error = 0, None
             if self._closed:  # meanwhile, by another thread
@@ -158,7 +166,7 @@ class Listener:
         if self._house.core.phase == 2:
             raise PoolClosed("the pool is closed")
         if self._conn is None:
-            self._connect(_SLICE)
+            self._connect(math.inf)
         return self
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
@@ -175,7 +183,7 @@ def _deaf(channel: str) -> ConfigError:
     )
 
 
-def listen(pool: Pool[Any], channel: str) -> Listener:
+def listen(pool: PoolView[Any], channel: str) -> Listener:
     """Listen for notifications on *channel*, by the settings of *pool*.
 
     The connection is one of its own, beside ``max_size``; it reconnects and
@@ -185,9 +193,20 @@ def listen(pool: Pool[Any], channel: str) -> Listener:
             for notification in notifications:
                 print(notification.payload)
 
-    Raises ``ConfigError`` behind PgBouncer in transaction pooling, at the latest when
-    that is found out.
+    Raises ``TypeError``; ``ConfigError`` for a name that is empty, has a NUL or is longer
+    than 63 bytes, and behind PgBouncer in transaction pooling, at the latest when that is
+    found out.
     """
+    if not isinstance(pool, PoolView):
+        raise TypeError(f"pool: expected a Pool, not {reprlib.repr(pool)}")
+    if not isinstance(channel, str):
+        raise TypeError(f"channel: expected a str, not {reprlib.repr(channel)}")
+    if not 0 < len(channel.encode()) <= _LONGEST_NAME or "\0" in channel:
+        raise ConfigError(
+            f"channel: expected 1 to {_LONGEST_NAME} bytes without NUL, not "
+            f"{reprlib.repr(channel)}",
+            setting="channel",
+        )
     if pool._house.opener.pooled:
         raise _deaf(channel)
     return Listener(pool._house, channel)

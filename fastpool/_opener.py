@@ -350,18 +350,22 @@ class Opener:
         with self.progress:
             self.progress.notify_all()
 
-    def dial(self, state: State, began: float | None = None) -> tuple[Any, int]:
+    def dial(
+        self, state: State, began: float | None = None, patience: float = math.inf
+    ) -> tuple[Any, int]:
         """Try the hosts in turn, in the calling thread: the connection and the
         host's index. Raises the last one's error, or the first permanent one.
-        *began*: when the connection's entry was born, for one of the pool."""
+        *began*: when the connection's entry was born, for one of the pool.
+        *patience*: seconds, for who has less than each host's ``connect_timeout``."""
         last: BaseException | None = None
+        limit = time.monotonic() + patience
         now = self._core.now
         began = now() if began is None else began
         for index, wanted in self._hosts.order(began):
             tried = now()
             self._hosts.trying(index, tried)
             try:
-                conn = self._dial_host(state, index)
+                conn = self._dial_host(state, index, limit)
                 self._want_role(conn, index, wanted)
             except Exception as error:
                 # One that answers, whatever it says, costs nothing to ask again.
@@ -395,18 +399,18 @@ class Opener:
                 f"target_session_attrs={wanted} wants"
             )
 
-    def _dial_host(self, state: State, index: int) -> Any:
+    def _dial_host(self, state: State, index: int, limit: float) -> Any:
         """One attempt; two where credentials that can be asked for again were wrong."""
         try:
-            return self._dial_once(state, index)
+            return self._dial_once(state, index, limit)
         except Exception as error:
             renewable = self.config.before_connect is not None or self._hosts.asks_password
             if not renewable or self._driver.sqlstate(error) != "28P01":
                 raise
             log.info("pool %r: asking for credentials again: %s", self._name, describe(error))
-        return self._dial_once(state, index)
+        return self._dial_once(state, index, limit)
 
-    def _dial_once(self, state: State, index: int) -> Any:
+    def _dial_once(self, state: State, index: int, limit: float) -> Any:
         config = self.config
         params = self._hosts.params(index)
         params["application_name"] = (
@@ -423,8 +427,9 @@ class Opener:
             params["password"] = self._turnaround.call("password", lambda _: ask(), None)
         if config.before_connect is not None:
             self._turnaround.call("before_connect", config.before_connect, params)
-        limit = math.inf if config.connect_timeout is None else config.connect_timeout
-        return self._driver.connect(params, state, time.monotonic() + limit)
+        if config.connect_timeout is not None:
+            limit = min(limit, time.monotonic() + config.connect_timeout)
+        return self._driver.connect(params, state, limit)
 
     def _failed(self, error: BaseException) -> None:
         now = time.monotonic()

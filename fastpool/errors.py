@@ -156,6 +156,13 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__
 
 
+def seconds(name: str, value: object, zero: str) -> float:
+    """*value*, a time limit; *zero* says what 0 means. Raises ``ConfigError``."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+        raise not_seconds(name, value, zero)
+    return value
+
+
 def not_seconds(name: str, value: object, zero: str) -> ConfigError:
     """The error for an argument that is no time limit; *zero* says what 0 means."""
     return ConfigError(

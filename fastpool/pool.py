@@ -11,6 +11,7 @@ import itertools
 import logging
 import math
 import os
+import reprlib
 import sys
 import threading
 import time
@@ -24,11 +25,11 @@ from ._house import House
 from ._impl import Checkout
 from ._opener import PERMANENT_FOR
 from ._secrets import hides_arguments
-from ._turnaround import Isolation, transaction_modes
+from ._transaction import Isolation, transaction_modes
 from .config import PoolConfig
 from .conninfo import DatabaseConfig, resolve
 from .drivers.base import Driver
-from .errors import ConfigError, ConnectionReleased, PoolClosed, not_seconds
+from .errors import ConfigError, ConnectionReleased, PoolClosed, seconds
 from .retry import RetryPolicy, run_in_transaction
 from .stats import Holder, PoolStats
 
@@ -153,7 +154,7 @@ class PoolView(Checkout, Generic[ConnT]):
         The result is read within the attempt. A statement that may have run
         already is only repeated when the policy says ``idempotent``.
         """
-        return Retrying(self, RetryPolicy() if policy is None else policy)
+        return Retrying(self, _policy(policy))
 
     def run_in_transaction(
         self,
@@ -164,8 +165,7 @@ class PoolView(Checkout, Generic[ConnT]):
     ) -> T:
         """``fn(conn)`` in a transaction; the whole of it again when it failed in
         vain: see :func:`fastpool.retry.run_in_transaction`."""
-        policy = RetryPolicy() if policy is None else policy
-        return run_in_transaction(self, fn, policy=policy, isolation=isolation)
+        return run_in_transaction(self, fn, policy=_policy(policy), isolation=isolation)
 
     def ping(self, timeout: float = 5.0) -> None:
         """One round trip on a connection of the pool, all in *timeout* seconds.
@@ -173,7 +173,7 @@ class PoolView(Checkout, Generic[ConnT]):
         Raises ``PoolTimeout`` (its cause: the last connect error),
         ``ConnectFailed``, or the driver's error.
         """
-        limit = time.monotonic() + _seconds(timeout, "try")
+        limit = time.monotonic() + seconds("timeout", timeout, "try")
         self._ping(timeout, min(limit, _deadline.current()))
 
     def _ping(self, wait: float, deadline: float) -> None:
@@ -332,7 +332,7 @@ class Pool(PoolView[ConnT]):
         ``min_size`` is reached, as :meth:`wait`. Opening an open pool does
         nothing; a closed one stays closed (``PoolClosed``).
         """
-        _seconds(timeout, "look")
+        seconds("timeout", timeout, "look")
         self._house.open()
         if self._core.phase != 1:
             raise PoolClosed(f"pool {self.name!r} is closed, and a closed pool stays closed")
@@ -346,7 +346,7 @@ class Pool(PoolView[ConnT]):
         will not mend itself (a wrong password), else ``PoolTimeout`` with the
         last connect error as its cause. The pool stays open either way.
         """
-        _seconds(timeout, "look")
+        seconds("timeout", timeout, "look")
         core, opener = self._core, self._house.opener
         began = time.monotonic()
         timeout = min(timeout, max(0.0, _deadline.current() - began))
@@ -382,7 +382,7 @@ class Pool(PoolView[ConnT]):
         is cancelled and shut down, and a warning names the holders. Afterwards
         no connection of the pool is open. Closing twice does nothing.
         """
-        self._house.close(_seconds(timeout, "do not wait"))
+        self._house.close(seconds("timeout", timeout, "do not wait"))
 
     def __enter__(self) -> Pool[ConnT]:
         self.open()
@@ -514,11 +514,10 @@ def _driver(driver: Any) -> Driver[Any]:
     return cast("Driver[Any]", driver)
 
 
-def _seconds(timeout: Any, zero: str) -> float:
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if not number or not timeout >= 0:
-        raise not_seconds("timeout", timeout, zero)
-    return float(timeout)
+def _policy(policy: Any) -> RetryPolicy:
+    if policy is not None and not isinstance(policy, RetryPolicy):
+        raise TypeError(f"policy: expected a RetryPolicy, not {reprlib.repr(policy)}")
+    return policy or RetryPolicy()
 
 
 def _lease(conn: Any) -> Any:

@@ -26,6 +26,7 @@ LAYERS = (
     ("_impl",),
     ("_liveness",),
     ("_turnaround",),
+    ("_transaction",),
     ("_opener",),
     ("_facts",),
     ("_keeper",),

@@ -139,3 +139,18 @@ def test_waits_for_the_server(make_pool: MakePool, proxy: FaultProxy, admin: Adm
         assert listener.get(timeout=10).payload == "two"
         assert listener.gaps == 1
     proxy.close()
+
+
+def test_a_dial_does_not_outlast_who_waits(make_pool: MakePool, proxy: FaultProxy) -> None:
+    """A server that says nothing costs a caller in a hurry a second, not connect_timeout."""
+    pool = make_pool(plain_dsn(proxy), connect_timeout=60.0)
+    with fastpool.listen(pool, CHANNEL) as listener:
+        proxy.silent_accept()
+        proxy.reset()
+        began = time.monotonic()
+        with pytest.raises(TimeoutError) as error:
+            while True:
+                listener.get(timeout=0.1)
+        assert time.monotonic() - began < 10
+        assert isinstance(error.value.__cause__, TimeoutError)
+    proxy.close()

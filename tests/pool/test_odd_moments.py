@@ -164,3 +164,21 @@ def test_a_closed_pool_listens_to_nothing(make: Make) -> None:
     with pytest.raises(fastpool.PoolClosed), fastpool.listen(pool, "channel"):
         pass
     eventually(lambda: pool.stats().size == 0)
+
+
+def test_what_cannot_be_listened_to(make: Make) -> None:
+    """A wrong pool, name or time is refused, and nothing is dialled."""
+    pool = make()
+    with pytest.raises(TypeError, match="pool: expected a Pool, not 'postgresql"):
+        fastpool.listen("postgresql://host/db", "jobs")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="channel: expected a str, not 5"):
+        fastpool.listen(pool, 5)  # type: ignore[arg-type]
+    for name in ("", "a\0b", "é" * 32):
+        with pytest.raises(ConfigError, match="channel: expected 1 to 63 bytes") as error:
+            fastpool.listen(pool, name)
+        assert error.value.setting == "channel"
+    listener = fastpool.listen(pool.within(timeout=1), "é" * 31)
+    for wrong in ("1", -1, True, float("nan")):
+        with pytest.raises(ConfigError, match="timeout: expected seconds >= 0"):
+            listener.get(wrong)  # type: ignore[arg-type]
+    assert pool.stats().dials == 0

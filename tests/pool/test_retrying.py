@@ -58,3 +58,12 @@ def test_the_site_is_the_users(make: Make) -> None:
 
     pool.run_in_transaction(look)
     assert sites[0].startswith(f"{__file__}:")
+
+
+def test_what_is_no_policy(make: Make) -> None:
+    """It is refused at once, before anything is acquired."""
+    pool = make()
+    for call in (pool.retry, lambda wrong: pool.run_in_transaction(print, policy=wrong)):
+        with pytest.raises(TypeError, match="policy: expected a RetryPolicy, not 5"):
+            call(5)  # type: ignore[arg-type]
+    assert pool.stats().acquires == 0

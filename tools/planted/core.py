@@ -407,7 +407,7 @@ RETURN = [
         TURNAROUND,
         """\
             self._try_rollback(entry)
-            raise _aborted()
+            raise aborted()
         elif flags & TRANSACTION:
 """,
         """\
@@ -425,7 +425,7 @@ RETURN = [
     ),
     Mutant(
         "inner-rollback-undoes-everything",
-        TURNAROUND,
+        "fastpool/_transaction.py",
         """\
             rollback(entry, f"ROLLBACK TO SAVEPOINT {self._savepoint}")
             rollback(entry, f"RELEASE SAVEPOINT {self._savepoint}")

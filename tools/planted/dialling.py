@@ -9,6 +9,13 @@ LIVENESS = "fastpool/_liveness.py"
 
 DIALLING = [
     Mutant(
+        "dial-outlasts-who-listens",
+        OPENER,
+        "        limit = time.monotonic() + patience\n",
+        "        limit = math.inf\n",
+        "tests/integration/test_listen.py::test_a_dial_does_not_outlast_who_waits",
+    ),
+    Mutant(
         "no-jitter",
         OPENER,
         "limit - random.uniform(0, jitter)",
