@@ -15,16 +15,17 @@ program that is started (``subprocess``) inherits nothing of a pool.
 from __future__ import annotations
 
 import _thread
-import logging
 import os
 import time
 import weakref
 from collections.abc import Callable
 from typing import Protocol
 
+from ._logs import Log
+
 __all__ = ["Forkable", "register", "start_thread"]
 
-log = logging.getLogger("fastpool")
+_log = Log()
 
 MOMENT = 0.05
 """Seconds that a fork waits for threads: long enough for one that only waits. One
@@ -108,7 +109,7 @@ def _tell(step: Callable[[Forkable], None]) -> None:
         try:
             step(forkable)
         except Exception:
-            log.exception("a fork was not quite prepared for")
+            _log.exception("fork", "a fork was not quite prepared for")
 
 
 def _before() -> None:

@@ -8,7 +8,6 @@ knows. It does not know :class:`fastpool.Pool`: a pool that is dropped without
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import sys
 import threading
@@ -24,6 +23,7 @@ from ._hosts import Hosts
 from ._impl import Core, Lease, __impl__
 from ._keeper import Keeper
 from ._liveness import Liveness
+from ._logs import Log
 from ._opener import Opener, describe
 from ._runtime import poll, threads_are_told_apart
 from ._transaction import Transaction
@@ -43,7 +43,6 @@ from .stats import Facts, Holder, PoolStats
 
 __all__ = ["House"]
 
-log = logging.getLogger("fastpool")
 _SELDOM = 10.0
 """Seconds between two warnings that a pool is exhausted."""
 
@@ -64,6 +63,7 @@ class House:
         if config.pgbouncer:
             conninfo.fit_pgbouncer()
         self.name = name
+        self._log = Log(name)
         self.driver = driver
         self._conninfo = conninfo
         # When it was said last that callers get nothing; what was handed out at the
@@ -75,10 +75,10 @@ class House:
         """What has connections beside the pool."""
         self.core = Core()
         hosts = Hosts(conninfo)
-        liveness = Liveness(self.core, hosts, driver, name)
-        self.turnaround = Turnaround(self.core, liveness, driver, config, name)
-        self.opener = Opener(self.core, hosts, self.turnaround, driver, name)
-        self.keeper = Keeper(self.core, self.opener, self.turnaround, driver, name)
+        liveness = Liveness(self.core, hosts, driver, self._log)
+        self.turnaround = Turnaround(self.core, liveness, driver, config, self._log)
+        self.opener = Opener(self.core, hosts, self.turnaround, driver, self._log)
+        self.keeper = Keeper(self.core, self.opener, self.turnaround, driver, self._log)
         self.admit = self.turnaround.admit
         self.settle = self.turnaround.settle
         self.finish = self.turnaround.finish
@@ -166,9 +166,9 @@ class House:
         facts = self.facts(timeout)
         if self.core.retire_leased("closed"):
             verdict = judge(facts)
-            log.warning(
-                "pool %r: closed after %g s with %d connections still in use %s",
-                self.name,
+            self._log.warning(
+                "closed_in_use",
+                "closed after %g s with %d connections still in use %s",
                 timeout,
                 len(facts.holders),
                 # Who is at work in them needs no larger pool for that.
@@ -209,7 +209,7 @@ class House:
             try:
                 self.driver.abandon(conn)
             except Exception:
-                log.exception("pool %r: a connection of the parent's process", self.name)
+                self._log.exception("fork", "a connection of the parent's process")
         self.turnaround.begin_in_child()
         self.opener.begin_in_child()
         self.keeper.begin_in_child()
@@ -259,7 +259,7 @@ class House:
         message = f"no connection {limit} {tell(facts, verdict)}"
         cause = self.opener.last_error if facts.error_is_news else None
         if timeout > 0 and self._seldom():
-            log.warning("pool %r: %s", self.name, message)
+            self._log.warning("exhausted", "%s", message)
         if kind == "deadline":
             exceeded = DeadlineExceeded(f"pool {self.name!r}: {message}", outcome="not_sent")
             exceeded.__cause__ = cause
@@ -286,7 +286,7 @@ class House:
         message = f"{core.max_waiting} callers wait already (max_waiting={core.max_waiting})"
         if self._seldom():  # many are refused, each in no time
             facts = self.facts(0.0)
-            log.warning("pool %r: %s %s", self.name, message, tell(facts, judge(facts)))
+            self._log.warning("exhausted", "%s %s", message, tell(facts, judge(facts)))
         return TooManyRequests(
             f"pool {self.name!r}: {message}; size {core.size}/{core.max_size}, "
             f"idle {core.idle}, waiting {core.waiting}"
@@ -311,14 +311,14 @@ class House:
         if core.leased < core.max_size:
             return None
         facts = entangled(self.facts(0.0), core)
-        message = f"pool {self.name!r}: {knot(facts)}"
+        message = knot(facts)
         if mode == "log":
             if self._deadlocked_at != core.acquires:
                 self._deadlocked_at = core.acquires
-                log.warning("%s", message)
+                self._log.warning("deadlock", "%s", message)
             return None
         return PoolDeadlock(
-            message,
+            f"pool {self.name!r}: {message}",
             timeout=round(timeout, 6),  # the difference of two times
             waited=0.0,
             size=facts.size,

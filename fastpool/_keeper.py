@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import io
-import logging
 import math
 import os
 import select
@@ -33,14 +32,13 @@ from ._diagnosis import standing
 from ._facts import holder_of, thread_names
 from ._fork import start_thread
 from ._impl import Core, Entry
+from ._logs import Log
 from ._opener import Opener
 from ._turnaround import DEAD, Turnaround
 from .config import PoolConfig
 from .drivers.base import Driver, Wait
 
 __all__ = ["Keeper"]
-
-log = logging.getLogger("fastpool")
 
 # lead: how long before its end a connection is replaced, as a part of the limit.
 _LEAD = 0.1
@@ -91,13 +89,13 @@ class Keeper:
     """The maintenance thread of one pool."""
 
     def __init__(
-        self, core: Core, opener: Opener, turnaround: Turnaround, driver: Driver[Any], name: str
+        self, core: Core, opener: Opener, turnaround: Turnaround, driver: Driver[Any], log: Log
     ) -> None:
         self._core = core
         self._opener = opener
         self._turnaround = turnaround
         self._driver = driver
-        self._name = name
+        self._log = log
         self._ending = False
         self._begin()
         # Where a fork has ended the thread, a dial is what needs it again.
@@ -165,7 +163,7 @@ class Keeper:
             try:
                 self.start()
             except RuntimeError as error:  # no room; the next thread that dials tries again
-                log.warning("pool %r: cannot start a thread: %s", self._name, error)
+                self._log.warning("no_thread", "cannot start a thread: %s", error)
 
     def begin_in_child(self) -> None:
         """Begin anew in a forked child: what was being closed is the parent's."""
@@ -192,7 +190,7 @@ class Keeper:
                 else:  # the bell, which looking may have hushed, is answered first
                     self._sleep(self._due - self._core.now())
         except BaseException:
-            log.exception("pool %r: the maintenance thread died", self._name)
+            self._log.exception("keeper_died", "the maintenance thread died")
             self.emptied.set()
             raise
         self.emptied.set()
@@ -217,9 +215,9 @@ class Keeper:
                 self._advance(watched[fd])
         now = time.monotonic()
         for closing in [c for c in self._closings if c.deadline <= now]:
-            log.warning(
-                "pool %r: a server did not close its side within %g s",
-                self._name,
+            self._log.warning(
+                "slow_close",
+                "a server did not close its side within %g s",
                 self.config.close_timeout,
             )
             self._end(closing)
@@ -238,12 +236,12 @@ class Keeper:
                 try:
                     self._turnaround.call("before_close", hook, entry.conn)
                 except BaseException:  # nobody else would hear of it
-                    log.exception("pool %r: the before_close hook failed", self._name)
+                    self._log.exception("hook_failed", "the before_close hook failed")
             deadline = time.monotonic() + self.config.close_timeout
             try:
                 steps = self._driver.close(entry.conn)
             except Exception:  # a driver that misbehaves must not cost the slot
-                log.exception("pool %r: a connection could not be closed", self._name)
+                self._log.exception("close_failed", "a connection could not be closed")
                 self._core.bury(entry)
                 self._opener.wake()
                 continue
@@ -264,7 +262,7 @@ class Keeper:
         except StopIteration:
             self._end(closing)
         except Exception as error:
-            log.info("pool %r: closing a connection: %s", self._name, error)
+            self._log.info("close_failed", "closing a connection: %s", error)
             self._end(closing)
         else:
             if fd >= 0:
@@ -311,14 +309,14 @@ class Keeper:
         try:
             ends = self._driver.idle_limit(entry.conn)
         except Exception as error:
-            log.info("pool %r: idle_session_timeout is not known: %s", self._name, error)
+            self._log.info("idle_limit", "idle_session_timeout is not known: %s", error)
         else:
             self._opener.note_pooler(entry.conn)
             if ends is not None and (limit is None or ends < limit):
-                log.warning(
-                    "pool %r: the server ends sessions idle for %g s (idle_session_timeout); "
+                self._log.warning(
+                    "idle_limit",
+                    "the server ends sessions idle for %g s (idle_session_timeout); "
                     "max_idle_time=%s should be less",
-                    self._name,
                     ends,
                     limit,
                 )
@@ -388,9 +386,9 @@ class Keeper:
                 seen[entry] = entry.uses
                 if self._leaks.get(entry) != entry.uses:
                     holder = holder_of(entry, now, names)
-                    log.warning(
-                        "pool %r: a connection has been held for %.1f s, since its acquire at %s",
-                        self._name,
+                    self._log.warning(
+                        "leak",
+                        "a connection has been held for %.1f s, since its acquire at %s",
                         holder.age,
                         standing(holder),
                     )

@@ -10,7 +10,6 @@ PostgreSQL keeps nothing for absent listeners: ``gaps`` counts those times.
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import reprlib
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import _deadline
 from ._impl import State
+from ._logs import Log
 from .drivers.base import hang_up
 from .errors import ConfigError, PoolClosed, seconds
 from .pool import PoolView
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from ._house import House
 
 __all__ = ["Listener", "Notification", "listen"]
-
-log = logging.getLogger("fastpool")
 
 _SLICE = 0.25
 """Seconds after which a waiting listener looks whether it was closed."""
@@ -56,6 +54,7 @@ class Listener:
         self.gaps = 0
         """How often the connection was lost, and notifications may be with it."""
         self._house = house
+        self._log = Log(house.name)
         self._received: deque[Notification] = deque()
         self._conn: Any = None
         self._closed = False
@@ -103,7 +102,9 @@ class Listener:
             self.gaps += 1
             if not isinstance(error, Exception):
                 raise
-            log.warning("the listener on %r lost its connection: %s", self.channel, error)
+            self._log.warning(
+                "listener_lost", "the listener on %r lost its connection: %s", self.channel, error
+            )
 
     def _connect(self, left: float) -> None:
         """Dial and subscribe for *left* seconds, or a little longer; what fails is tried
@@ -126,7 +127,9 @@ class Listener:
             config = self._house.config
             pause = min(config.connect_backoff * 2.0**self._failures, config.connect_backoff_max)
             self._failures = min(self._failures + 1, 30)
-            log.warning("the listener on %r cannot connect: %s", self.channel, error)
+            self._log.warning(
+                "connect_failed", "the listener on %r cannot connect: %s", self.channel, error
+            )
             time.sleep(min(random.uniform(0, pause), left, _SLICE))
         else:
             self._failures, self._error = 0, None

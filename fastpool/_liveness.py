@@ -11,33 +11,31 @@ Everything here runs outside the core, in any thread.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 from ._hosts import Hosts, concerns_host, fits
 from ._impl import Core, Entry
+from ._logs import Log
 from .drivers.base import Driver
 
 __all__ = ["Liveness"]
-
-log = logging.getLogger("fastpool")
 
 
 class Liveness:
     """What one pool concludes from its connections' ends."""
 
-    def __init__(self, core: Core, hosts: Hosts, driver: Driver[Any], name: str) -> None:
+    def __init__(self, core: Core, hosts: Hosts, driver: Driver[Any], log: Log) -> None:
         self._core = core
         self._hosts = hosts
         self._driver = driver
-        self._name = name
+        self._log = log
 
     def lost(self, entry: Entry) -> None:
         """*entry* is dead. The caller has it, or it is on its way out."""
         try:
             word = self._driver.last_word(entry.conn)
         except Exception as error:  # it may be closed meanwhile, by the end of the pool
-            log.info("pool %r: how a connection ended is not known: %s", self._name, error)
+            self._log.info("dead", "how a connection ended is not known: %s", error)
             return
         if concerns_host(word):
             self._prove(entry, f"ended by its server ({word or 'without a word'})")
@@ -68,9 +66,9 @@ class Liveness:
 
     def _prove(self, entry: Entry, how: str) -> None:
         what, born_before = self._hosts.proof(entry.host, id(entry), entry.born, self._core.now())
-        log.info(
-            "pool %r: a connection to %s was %s: others are %s",
-            self._name,
+        self._log.info(
+            "host_suspect",
+            "a connection to %s was %s: others are %s",
             self._hosts.name(entry.host),
             how,
             "pinged first" if what == "ask" else "closed",

@@ -33,6 +33,7 @@ from typing import Any
 from ._fork import start_thread
 from ._hosts import Hosts, fits
 from ._impl import Core, Entry, State
+from ._logs import Log
 from ._turnaround import Turnaround
 from .config import PoolConfig
 from .drivers.base import Driver, hang_up
@@ -40,8 +41,6 @@ from .errors import ConnectFailed
 from .stats import BUCKETS, bucket
 
 __all__ = ["Opener"]
-
-log = logging.getLogger("fastpool")
 
 PERMANENT_FOR = 1.0
 """Seconds for which callers get a permanent failure without a new dial."""
@@ -58,13 +57,13 @@ class Opener:
     """The dialling threads of one pool, and what they learnt."""
 
     def __init__(
-        self, core: Core, hosts: Hosts, turnaround: Turnaround, driver: Driver[Any], name: str
+        self, core: Core, hosts: Hosts, turnaround: Turnaround, driver: Driver[Any], log: Log
     ) -> None:
         self._core = core
         self._hosts = hosts
         self._turnaround = turnaround
         self._driver = driver
-        self._name = name
+        self._log = log
         self.on_thread: Callable[[], None] = lambda: None
         """Called in each new thread of this pool, before it dials."""
         self._stopped = False
@@ -132,7 +131,7 @@ class Opener:
                 start_thread(self._run)
             except RuntimeError as error:  # no room for threads; the next call tries again
                 level = logging.WARNING if self._seldom() else logging.DEBUG
-                log.log(level, "pool %r: cannot start a thread: %s", self._name, error)
+                self._log.log(level, "no_thread", "cannot start a thread: %s", error)
             else:
                 self._started_at = time.monotonic()
 
@@ -168,7 +167,7 @@ class Opener:
             try:
                 self.on_thread()
             except RuntimeError as error:  # no room for threads; the next one tries again
-                log.warning("pool %r: cannot start a thread: %s", self._name, error)
+                self._log.warning("no_thread", "cannot start a thread: %s", error)
             self._serve()
         finally:
             # However it ends: others must know that this thread is gone.
@@ -196,7 +195,7 @@ class Opener:
                 self._core.forget(entry)
                 self._not_before = time.monotonic() + _PROBE_AFTER
                 with contextlib.suppress(Exception):
-                    log.exception("pool %r: an attempt to connect went wrong", self._name)
+                    self._log.exception("dial_broken", "an attempt to connect went wrong")
 
     def _enters(self) -> bool:
         with self._counting:
@@ -306,10 +305,10 @@ class Opener:
     def _note_encryption(self, conn: Any) -> None:
         was, self.encryption = self.encryption, self._driver.encryption(conn)
         if self.encryption == "unverified" != was:
-            log.warning(
-                "pool %r: connections are encrypted, but the server does not prove who it is; "
+            self._log.warning(
+                "unverified",
+                "connections are encrypted, but the server does not prove who it is; "
                 "sslmode=verify-full makes it",
-                self._name,
             )
 
     @property
@@ -326,16 +325,16 @@ class Opener:
         if not self._driver.pooled(conn):
             return
         self._pooler_found = True
-        log.info(
-            "pool %r: there is a pooler before the server, and it is taken to pool transactions; "
+        self._log.info(
+            "pooler_found",
+            "there is a pooler before the server, and it is taken to pool transactions; "
             "pgbouncer=True says so at once, False that it pools sessions",
-            self._name,
         )
         if self.config.reset == "discard":
-            log.warning(
-                "pool %r: reset='discard' behind a pooler resets the session that was used only "
+            self._log.warning(
+                "pooler_found",
+                "reset='discard' behind a pooler resets the session that was used only "
                 "if the pooler pools sessions",
-                self._name,
             )
 
     def age(self, entry: Entry) -> None:
@@ -407,7 +406,7 @@ class Opener:
             renewable = self.config.before_connect is not None or self._hosts.asks_password
             if not renewable or self._driver.sqlstate(error) != "28P01":
                 raise
-            log.info("pool %r: asking for credentials again: %s", self._name, describe(error))
+            self._log.info("credentials", "asking for credentials again: %s", describe(error))
         return self._dial_once(state, index, limit)
 
     def _dial_once(self, state: State, index: int, limit: float) -> Any:
@@ -417,7 +416,7 @@ class Opener:
             config.application_name
             or params.get("application_name")
             or params.get("fallback_application_name")
-            or self._name
+            or self._log.pool
         )
         params["session_settings"] = dict(config.session_settings)
         params["cancel_budget"] = config.cancel_budget
@@ -453,10 +452,10 @@ class Opener:
         if self._driver.sqlstate(error) == "53300":
             self._shrink(now)
         # The first, and then one now and then: dials fail several times a second.
-        log.log(
+        self._log.log(
             logging.WARNING if self._seldom(self._failures == 1) else logging.DEBUG,
-            "pool %r: cannot connect (%s failure in a row: %d): %s",
-            self._name,
+            "connect_failed",
+            "cannot connect (%s failure in a row: %d): %s",
             "permanent" if permanent else "temporary",
             self._failures,
             describe(error),
@@ -478,7 +477,7 @@ class Opener:
             self._core.ask()
             self.wake()
         failed = ConnectFailed(
-            f"pool {self._name!r}: cannot connect: {describe(error)}",
+            f"pool {self._log.pool!r}: cannot connect: {describe(error)}",
             sqlstate=self._driver.sqlstate(error),
         )
         failed.__cause__ = error

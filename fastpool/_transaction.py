@@ -7,7 +7,6 @@ has to hold at a COMMIT (a deadline, an answer that never comes) is the
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Literal, get_args
 
 from ._impl import Entry, Lease
@@ -15,8 +14,6 @@ from ._turnaround import Turnaround, aborted, lost
 from .drivers.base import BUSY, CLOSED, DIRTY, FAILED, TRANSACTION
 
 __all__ = ["Isolation", "Transaction", "transaction_modes"]
-
-log = logging.getLogger("fastpool")
 
 Isolation = Literal["read uncommitted", "read committed", "repeatable read", "serializable"]
 
@@ -103,7 +100,7 @@ class Transaction:
         try:
             self._undo()
         except Exception as error:  # the release sees to the rest
-            log.info("pool %r: a rollback failed: %s", self._turnaround.name, error)
+            self._turnaround.log.info("rollback_failed", "a rollback failed: %s", error)
 
     def _undo(self) -> None:
         entry = self._entry()

@@ -12,7 +12,6 @@ Everything runs in the thread of the caller, outside the core.
 
 from __future__ import annotations
 
-import logging
 import math
 import select
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 from . import _deadline
 from ._impl import Core, Entry, Lease, State
 from ._liveness import Liveness
+from ._logs import Log
 from ._runtime import poll
 from .config import PoolConfig
 from .drivers.base import (
@@ -40,8 +40,6 @@ from .drivers.base import (
 from .errors import DeadlineExceeded, PoolError, TransactionAborted
 
 __all__ = ["DEAD", "Turnaround", "aborted", "lost"]
-
-log = logging.getLogger("fastpool")
 
 DEAD = (
     getattr(select, "POLLRDHUP", 0)
@@ -68,13 +66,13 @@ class Turnaround:
         liveness: Liveness,
         driver: Driver[Any],
         config: PoolConfig,
-        name: str,
+        log: Log,
     ) -> None:
         self.core = core
         self.liveness = liveness
         self.driver = driver
         self.config = config
-        self.name = name
+        self.log = log
         self.begin_in_child()
 
     def begin_in_child(self) -> None:
@@ -91,7 +89,7 @@ class Turnaround:
         itself."""
         if getattr(self._hooking, "hook", None):
             raise PoolError(
-                f"pool {self.name!r}: the {self._hooking.hook} hook asked its own pool "
+                f"pool {self.log.pool!r}: the {self._hooking.hook} hook asked its own pool "
                 "for a connection; use the one it was given"
             )
         return _deadline.current()
@@ -135,7 +133,7 @@ class Turnaround:
             # What the server had to tell meanwhile is no user's doing.
             return self.settle_flags(entry) or self._check_role(entry)
         except Exception as error:
-            log.info("pool %r: an idle connection is dead: %s", self.name, error)
+            self.log.info("dead", "an idle connection is dead: %s", error)
             if entry.state.flags & CLOSED:
                 self.liveness.lost(entry)
             return "dead"
@@ -160,10 +158,10 @@ class Turnaround:
                     reason = self.settle_flags(entry) if kept else "after_release"
             return reason
         except TimeoutError:
-            log.warning("pool %r: a returned connection was not reset in time", self.name)
+            self.log.warning("reset_failed", "a returned connection was not reset in time")
             return "reset"
         except Exception:
-            log.exception("pool %r: a returned connection could not be reset", self.name)
+            self.log.exception("reset_failed", "a returned connection could not be reset")
             return "reset"
 
     def settle_flags(self, entry: Entry) -> str | None:
@@ -207,12 +205,12 @@ class Turnaround:
         """Say once that session state is left where it cannot be found again."""
         if not self._told_of_leak:
             self._told_of_leak = True
-            log.warning(
-                "pool %r: a connection %s has changed its session (SET, LISTEN, PREPARE), "
+            self.log.warning(
+                "session_leaked",
+                "a connection %s has changed its session (SET, LISTEN, PREPARE), "
                 "behind PgBouncer: in transaction pooling that stays in a server session which "
                 "others get. Use SET LOCAL in a transaction; or set pgbouncer=False if it pools "
                 "sessions",
-                self.name,
                 where,
             )
 
@@ -281,7 +279,7 @@ class Turnaround:
         try:
             self.rollback(entry)
         except Exception as error:  # the release sees to the rest
-            log.info("pool %r: a rollback failed: %s", self.name, error)
+            self.log.info("rollback_failed", "a rollback failed: %s", error)
 
     # -- deadlines and cancel requests -----------------------------------------
 

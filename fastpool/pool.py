@@ -8,7 +8,6 @@ house. It has no state of its own.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import os
 import reprlib
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
     from .drivers.pg8000 import NativeConnection
 
 __all__ = ["Lease", "Pool", "PoolView", "Retrying", "from_env"]
-
-log = logging.getLogger("fastpool")
-log.addHandler(logging.NullHandler())  # who configures no logging sees nothing of it
 
 ConnT = TypeVar("ConnT")
 T = TypeVar("T")

@@ -16,7 +16,6 @@ from __future__ import annotations
 import errno
 import inspect
 import itertools
-import logging
 import math
 import random as _random
 import reprlib
@@ -29,6 +28,7 @@ from types import TracebackType
 from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 from . import _deadline
+from ._logs import Log
 from .errors import (
     ConfigError,
     ConnectFailed,
@@ -47,7 +47,7 @@ __all__ = [
     "sqlstate",
 ]
 
-log = logging.getLogger("fastpool")
+_log = Log()
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -349,10 +349,12 @@ class RetryPolicy:
             pause = self.wait(number)
             in_time = self.deadline is None or self.clock() + pause < self.deadline
             if in_time and time.monotonic() + pause < _deadline.current():
-                log.info("%s (%s); the next follows in %.3f s", failed, _kind(error), pause)
+                _log.info(
+                    "retry", "%s (%s); the next follows in %.3f s", failed, _kind(error), pause
+                )
                 return pause
             reason = "the deadline comes before the next"
-        log.info("%s (%s); no other follows: %s", failed, _kind(error), reason)
+        _log.info("gave_up", "%s (%s); no other follows: %s", failed, _kind(error), reason)
         if sys.version_info >= (3, 11):
             error.add_note(f"fastpool: {failed}; no other followed: {reason}")
         return None

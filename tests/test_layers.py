@@ -18,7 +18,7 @@ import pytest
 # From the bottom up. A room (a module, or a package with all its modules) may
 # import from the rows below its own, and within itself.
 LAYERS = (
-    ("_secrets", "errors"),
+    ("_logs", "_secrets", "errors"),
     ("_deadline", "_fork", "_runtime", "config", "stats"),
     ("sizing", "_diagnosis"),
     ("conninfo", "drivers"),

@@ -8,12 +8,12 @@ attempt to connect, so that a changed password is found.
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
 from collections.abc import Mapping
 
+from .._logs import Log
 from ..errors import ConfigError
 from ._libpq import PARAMETERS, POOL_SETTINGS
 
@@ -28,7 +28,7 @@ _SYSCONFDIR = "/etc/postgresql-common"
 _PASSWORD = re.compile(r"(?:\\.|[^:\\]|\\\Z)*", re.DOTALL)
 _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
-logger = logging.getLogger("fastpool")
+_log = Log()
 
 
 def home_directory(environ: Mapping[str, str]) -> str | None:
@@ -162,4 +162,4 @@ def _match_field(line: str, token: str) -> str | None:
 def _warn_once(warned: set[str], path: str, message: str) -> None:
     if path not in warned:
         warned.add(path)
-        logger.warning(message, path)
+        _log.warning("password_file", message, path)

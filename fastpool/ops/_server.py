@@ -11,7 +11,6 @@ import contextlib
 import errno
 import io
 import json
-import logging
 import socket
 import socketserver
 import sys
@@ -23,13 +22,14 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
+from .._logs import Log
 from ..pool import Pool
 from ._pools import Pools, named
 from .http import Admin, App, Probes, WSGIApp
 
 __all__ = ["Server", "serve"]
 
-log = logging.getLogger("fastpool")
+_log = Log()
 
 Doing = Literal["reading", "answering", "sending"]
 
@@ -119,7 +119,7 @@ class Server:
             self._listener.serve_forever(poll_interval=0.1)
         except BaseException as error:
             self._error = error
-            log.exception("the HTTP server on %s ended", self.address)
+            _log.exception("server_died", "the HTTP server on %s ended", self.address)
 
     @property
     def address(self) -> str:
@@ -249,7 +249,7 @@ class _Listener(socketserver.ThreadingTCPServer):
             left = self._busy()
             self._hang_up("reading", "answering", "sending")
         if left:
-            log.warning("HTTP server: %d requests were cut off", left)
+            _log.warning("cut_off", "HTTP server: %d requests were cut off", left)
 
     def _busy(self) -> int:
         return sum(does != "reading" for does in self._doing.values())
@@ -263,9 +263,9 @@ class _Listener(socketserver.ThreadingTCPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         error = sys.exc_info()[1]
         if isinstance(error, OSError):  # the client's going, or its slowness
-            log.debug("HTTP client %s: %s", client_address, error)
+            _log.debug("client", "HTTP client %s: %s", client_address, error)
         else:
-            log.exception("HTTP request of %s failed", client_address)
+            _log.exception("request_failed", "HTTP request of %s failed", client_address)
 
 
 class _Large(Exception):
@@ -419,7 +419,7 @@ class _Handler(BaseHTTPRequestHandler):
                     close()
             status, headers = started[0]
         except Exception:
-            log.exception("the application of the HTTP server failed")
+            _log.exception("request_failed", "the application of the HTTP server failed")
             self.send_error(HTTPStatus.INTERNAL_SERVER_ERROR)
             return
         code, _, reason = status.partition(" ")
@@ -463,4 +463,5 @@ class _Handler(BaseHTTPRequestHandler):
         return "fastpool"
 
     def log_message(self, format: str, *args: Any) -> None:
-        log.debug("HTTP client %s: " + format, self.client_address[0], *map(repr, args))
+        address = self.client_address[0]
+        _log.debug("client", f"HTTP client %s: {format}", address, *map(repr, args))

@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import importlib.util
 import json
-import logging
 import math
 import os
 import platform
@@ -349,10 +348,6 @@ def run(args: argparse.Namespace) -> int:
     Raises ``CommandError`` when there is no server, no connection or no right.
     """
     out = sys.stderr if args.json else sys.stdout
-    # What the pool logs while it is attacked is part of the show, not of the output.
-    log = logging.getLogger("fastpool")
-    silence = logging.NullHandler()
-    log.addHandler(silence)
     try:
         with _interruptible(), _server(args.dsn, out) as dsn:
             report = _Demo(dsn, args.threads, args.seconds, out).run()
@@ -362,8 +357,6 @@ def run(args: argparse.Namespace) -> int:
         raise CommandError(f"cannot connect: {describe(error.__cause__)}") from error
     except (DatabaseError, InterfaceError) as error:
         raise CommandError(describe(error)) from error
-    finally:
-        log.removeHandler(silence)
     if args.json:
         passed = not report.failures()
         print(json.dumps({**asdict(report), "passed": passed, "verdict": report.verdict()}))

@@ -22,7 +22,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import re
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -32,6 +31,7 @@ from importlib import resources
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, quote
 
+from .._logs import Log
 from ._history import History
 from ._pools import Pools, at_once, named
 from .health import HealthChecker, HealthStatus, KubernetesProbes
@@ -39,7 +39,7 @@ from .metrics import CONTENT_TYPE, exposition
 
 __all__ = ["Admin", "App", "Probes", "admin", "mount", "probes"]
 
-log = logging.getLogger("fastpool")
+_log = Log()
 
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -138,7 +138,7 @@ class App:
         except _NotFound as error:
             return _error(404, str(error))
         except Exception:
-            log.exception("an operations page failed")
+            _log.exception("page_failed", "an operations page failed")
             return _error(500, "internal error; the log has it")
 
     # -- WSGI ------------------------------------------------------------------

@@ -6,12 +6,13 @@ import logging
 import weakref
 from typing import Any
 
+from .._logs import Log
 from ..pool import Pool
 from ._pools import Ticker, duration, is_closed
 
 __all__ = ["StatsLogger"]
 
-log = logging.getLogger("fastpool")
+_log = Log()
 
 
 class StatsLogger:
@@ -37,7 +38,7 @@ class StatsLogger:
         def tick() -> None:
             pool = ref()
             if pool is not None:
-                _log(pool)
+                _write(pool)
 
         self._ticker = Ticker(f"fastpool-stats-{pool.name}", interval, tick, over)
         self._ticker.start()
@@ -52,7 +53,7 @@ class StatsLogger:
         return self._ticker.running
 
 
-def _log(pool: Pool[Any]) -> None:
+def _write(pool: Pool[Any]) -> None:
     stats = pool.stats()
     figures = {
         "open": stats.size,
@@ -61,9 +62,12 @@ def _log(pool: Pool[Any]) -> None:
         "wait_count": stats.waits,
         "wait_duration": stats.wait_time,
     }
-    log.info(
+    _log.log(
+        logging.INFO,
+        "stats",
         "Pool stats: open=%d, in_use=%d, idle=%d, wait_count=%d, wait_duration=%s",
         *list(figures.values())[:-1],
         duration(stats.wait_time),
-        extra={"event": "stats", "pool": pool.name, **figures},
+        pool=pool.name,
+        **figures,
     )

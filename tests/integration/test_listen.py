@@ -149,8 +149,7 @@ def test_a_dial_does_not_outlast_who_waits(make_pool: MakePool, proxy: FaultProx
         proxy.reset()
         began = time.monotonic()
         with pytest.raises(TimeoutError) as error:
-            while True:
-                listener.get(timeout=0.1)
+            listener.get(timeout=0.1)
         assert time.monotonic() - began < 10
         assert isinstance(error.value.__cause__, TimeoutError)
     proxy.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -112,17 +113,17 @@ def test_no_room_for_the_first_thread(make: Make, monkeypatch: pytest.MonkeyPatc
 def test_a_log_handler_that_raises(make: Make, driver: StubDriver) -> None:
     """A failed dial whose report fails too ends neither the thread nor the dialling."""
 
-    class Handler(fastpool.pool.logging.Handler):  # type: ignore[name-defined, misc]
+    class Handler(logging.Handler):
         def emit(self, record: object) -> None:
             raise KeyError("handler")
 
     handler = Handler()
-    fastpool.pool.log.addHandler(handler)
+    logging.getLogger("fastpool").addHandler(handler)
     try:
         driver.fail("connect", times=2)
         assert make().run("SELECT 1") == "SELECT 1"
     finally:
-        fastpool.pool.log.removeHandler(handler)
+        logging.getLogger("fastpool").removeHandler(handler)
 
 
 @pytest.mark.parametrize("wrong", [123, StubDriver, object()])

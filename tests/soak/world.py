@@ -208,26 +208,19 @@ class World:
 
 
 class Log(logging.Handler):
-    """Keeps no lock: a thread that is interrupted in it would keep it for ever."""
+    """Takes no lock: a thread that is interrupted in it would keep it for ever."""
 
-    EXPECTED = (
-        "a returned connection could not be reset",
-        "cannot connect",
-        "the before_close hook failed",
-    )
+    EXPECTED = ("reset_failed", "connect_failed", "hook_failed")
 
     def __init__(self, world: World) -> None:
         super().__init__(logging.INFO)
         self._world = world
         self._counts = world.counter("log")
 
-    def createLock(self) -> None:  # logging's name
-        self.lock = None
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._counts[f"{record.levelname}: {str(record.msg)[:70]}"] += 1
-        if record.levelno >= logging.ERROR and not any(
-            text in str(record.msg) for text in self.EXPECTED
-        ):
+    def handle(self, record: logging.LogRecord) -> bool:
+        event: str = record.event  # type: ignore[attr-defined]
+        self._counts[f"{record.levelname}: {event}"] += 1
+        if record.levelno >= logging.ERROR and event not in self.EXPECTED:
             error = record.exc_info[1] if record.exc_info else None
             self._world.found(f"logged: {record.getMessage()}", error)
+        return True
