@@ -251,6 +251,25 @@ def test_restart_after_a_kill(server: LocalPostgres) -> None:
     assert query(server, "SELECT a FROM survives") == 1
 
 
+def test_restart_waits_for_the_last_runs_children(server: LocalPostgres) -> None:
+    """A backend that outlives its postmaster holds the start up, and does not fail it."""
+    client = connect(server)
+    [[backend]] = client.run("SELECT pg_backend_pid()")
+    os.kill(backend, signal.SIGSTOP)
+    try:
+        os.kill(server.pid, signal.SIGKILL)
+        start = threading.Thread(target=server.restart)
+        start.start()
+        while "is still in use" not in server.log():
+            time.sleep(0.01)
+        assert start.is_alive()
+    finally:
+        os.kill(backend, signal.SIGCONT)
+    start.join()
+    assert query(server, "SELECT 1") == 1
+    assert_cut_off(client)
+
+
 def test_stop_refuses_connections_and_is_repeatable(server: LocalPostgres) -> None:
     """A stopped server's port refuses, its pid is an error; stop and start may be repeated."""
     server.stop()

@@ -224,7 +224,7 @@ class LocalPostgres:
             if self._running():
                 return
             if self._port is not None:
-                self._launch()
+                self._launch_again()
                 return
             try:
                 self._create()
@@ -481,10 +481,24 @@ class LocalPostgres:
             failed = self._server.poll() is not None
             if failed or time.monotonic() > deadline:
                 text = self._log_file.read_bytes()[already:].decode(errors="replace")
-                error = _PortTaken if "Address already in use" in text else LocalPostgresError
+                error = next(
+                    (e for said, e in _FAILURES.items() if said in text), LocalPostgresError
+                )
                 what = "failed to start" if failed else f"not up after {_START_TIMEOUT:g} s"
                 raise error(f"the server {what}:\n{_tail(text)}")
             time.sleep(0.005)
+
+    def _launch_again(self) -> None:
+        """Children of a server that was killed end a moment after it."""
+        deadline = time.monotonic() + _START_TIMEOUT
+        while True:
+            try:
+                self._launch()
+                return
+            except _StillEnding:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
 
     def _accepts(self, pid: int) -> bool:
         """The eighth line of postmaster.pid tells the state, as ``pg_ctl -w`` reads it.
@@ -535,6 +549,13 @@ class LocalPostgres:
 
 class _PortTaken(LocalPostgresError):
     """Another process had the port first."""
+
+
+class _StillEnding(LocalPostgresError):
+    """Processes of the last run have the cluster."""
+
+
+_FAILURES = {"Address already in use": _PortTaken, "is still in use": _StillEnding}
 
 
 def _known(value: _T | None) -> _T:
