@@ -504,7 +504,7 @@ class Lease:
         who: int
         if self._entry is NO_ENTRY:
             terms = self._terms
-            terms.core._checkout(self, terms.timeout, False)
+            terms.core._checkout(self, terms, terms.timeout, False)
         else:
             # A lease lives once: what was taken from it must not come alive again.
             entry = self._held()
@@ -625,12 +625,11 @@ class Lease:
         # No reference to self may leave here; entry and waiter are whole, since
         # a lease is not tracked by the garbage collector.
         entry: Entry = self._entry
-        mine: int = token(self)
         if entry is NO_ENTRY:
             if self._waiter is not NO_WAITER:
-                self._terms.core._lost(entry, self._waiter, mine)
-        elif entry is not None and (entry.holder == mine or entry.holder == -mine):
-            self._terms.core._lost(entry, NO_WAITER, mine)
+                self._terms.core._lost(entry, self._waiter, token(self))
+        elif entry is not None and entry.holder != 0 and abs(entry.holder) == token(self):
+            self._terms.core._lost(entry, NO_WAITER, token(self))
 
 
 class Call:
@@ -927,7 +926,9 @@ class Core(Mutexed):
         waiter: Waiter
         late: int = 0
         now: float = self.now()
-        entry = Entry(State(), -1, now)
+        state: State = State()
+        state.share(self)  # a return looks at both, and changes both, in one step
+        entry = Entry(state, -1, now)
         for waiter in self.waiters():
             if waiter.until - now <= NO_TIME:
                 late += 1
@@ -1050,19 +1051,22 @@ class Core(Mutexed):
     def _coarse(self) -> float:
         return coarse() if self.clock is None else self.clock()
 
-    def _checkout(self, lease: Lease, timeout: float, tries: bool) -> bool:
-        """Give *lease* a connection. False only when it *tries* and there is none."""
+    def _checkout(self, lease: Lease, terms: Terms, timeout: float, tries: bool) -> bool:
+        """Give *lease*, on its *terms*, a connection. False only when it *tries* and
+        there is none."""
         entry: Entry
+        found: Entry | None
         lasti: int = -1
         since: float = -1.0
-        until: float = lease._terms.deadline
+        until: float = terms.deadline
         now: float = coarse() if self.clock is None else self.clock()
         thread: int = ident()
-        who: int = 2 * threadno() + lease._terms.commits
+        who: int = 2 * threadno() + terms.commits
         code = None
         try:
             frame = caller(2)
-            if frame.f_globals is _skip or frame.f_globals is _also:
+            place = frame.f_globals
+            if place is _skip or place is _also:
                 frame = site(_skip, _also, frame)
             code = frame.f_code
             lasti = frame.f_lasti
@@ -1070,10 +1074,14 @@ class Core(Mutexed):
             pass  # called by no Python code: the first function of a raw thread
         if until != NEVER:
             until += monotonic()
-        while self._take(lease, now, thread, who, code, lasti) or self._queue_up(
-            lease, timeout, until, tries, since, thread, who, code, lasti
-        ):
-            entry = lease._entry
+        while True:
+            found = self._take(lease, now, thread, who, code, lasti)
+            if found is not None:
+                entry = found
+            elif self._queue_up(lease, timeout, until, tries, since, thread, who, code, lasti):
+                entry = lease._entry
+            else:
+                return False
             entry.state.deadline = until
             if (
                 entry.due > now
@@ -1087,7 +1095,6 @@ class Core(Mutexed):
             if since < 0:
                 since = now
             now = self._coarse()
-        return False
 
     @section
     def _take(
@@ -1098,22 +1105,23 @@ class Core(Mutexed):
         who: int,
         code: object,
         lasti: int,
-    ) -> bool:
-        """The newest idle entry goes to *lease*: IDLE -> LEASED."""
+    ) -> Entry | None:
+        """The newest idle entry, if there is one, goes to *lease*: IDLE -> LEASED."""
         entry: Entry
         state: State
         _replaced: object
+        idle: Entry = self._idle
         mine: int = token(lease)
         while True:
-            entry = self._idle.below
-            if entry is self._idle:
-                return False
+            entry = idle.below
+            if entry is idle:
+                return None
             _set_entry(lease, entry)
             # Bound, but not held: nothing is lost if it ends here.
-            if entry is self._idle.below:
+            if entry is idle.below:
                 break
-        entry.below.above = entry.above
-        entry.above.below = entry.below
+        idle.below = entry.below
+        entry.below.above = idle
         entry.status = LEASED
         entry.holder = mine
         state = entry.state
@@ -1128,7 +1136,7 @@ class Core(Mutexed):
         self.idle -= 1
         self.leased += 1
         self.acquires += 1
-        return True
+        return entry
 
     def _admitted(self, lease: Lease, entry: Entry, since: float, timeout: float) -> bool:
         """May the connection of *lease* be used? If not it is retired; then a caller
@@ -1212,6 +1220,7 @@ class Core(Mutexed):
         release, or its finalizer, goes on with it.
         """
         state: State = entry.state
+        idle: Entry
         waiter: Waiter
         _replaced: object
         verdict: int
@@ -1228,7 +1237,7 @@ class Core(Mutexed):
         if entry.expires < due:
             due = entry.expires
         since = now if returned else entry.since
-        if state.flags != 0 or state.stray != 0 or (self.settles and returned):
+        if state.flags or state.stray or (self.settles and returned):
             verdict = UNSETTLED
         elif entry.generation != self.generation:
             verdict = STALE
@@ -1236,9 +1245,12 @@ class Core(Mutexed):
             verdict = EXPIRED
         elif entry.uses >= self.max_uses:
             verdict = WORN
-        elif self.connecting + self.held + self.idle + self.leased > self.max_size:
+        elif (
+            self.size > self.max_size  # with those that are being closed
+            and self.connecting + self.held + self.idle + self.leased > self.max_size
+        ):
             verdict = SURPLUS
-        elif self.waiting > 0:
+        elif self.waiting:
             waiter = self._queue.after
             waiter.after.before = waiter.before
             waiter.before.after = waiter.after
@@ -1263,18 +1275,21 @@ class Core(Mutexed):
         elif self.idle >= self.max_idle:
             verdict = SURPLUS
         else:
+            idle = self._idle
             if self.fifo:
-                entry.below = self._idle
-                entry.above = self._idle.above
+                entry.below = idle
+                entry.above = idle.above
                 entry.above.below = entry
-                self._idle.above = entry
+                idle.above = entry
             else:
-                entry.above = self._idle
-                entry.below = self._idle.below
+                entry.above = idle
+                entry.below = idle.below
                 entry.below.above = entry
-                self._idle.below = entry
-            self.leased -= returned
-            self.held -= 1 - returned
+                idle.below = entry
+            if returned:
+                self.leased -= 1
+            else:
+                self.held -= 1
             self.idle += 1
             entry.status = IDLE
             entry.holder = 0
@@ -1342,7 +1357,7 @@ class Core(Mutexed):
             elif verdict == JOINED:
                 raise self.house.refusal("closed", timeout, 0.0, None)
             elif verdict == LOOK_AGAIN:
-                if self._take(lease, self._coarse(), thread, who, code, lasti):
+                if self._take(lease, self._coarse(), thread, who, code, lasti) is not None:
                     return True
             elif verdict == NOT_OPEN:
                 if self.phase != NEW:
@@ -1887,14 +1902,14 @@ class Checkout:
         if timeout is not None or deadline is not None:
             terms = _terms(terms, timeout, deadline)
         lease: Lease = _lease(terms)
-        self._core._checkout(lease, terms.timeout, False)
+        self._core._checkout(lease, terms, terms.timeout, False)
         return lease
 
     def try_acquire(self) -> Any:
         """An idle connection, or ``None`` at once; then a dial is begun if there
         is room, so that a later try finds one."""
         lease: Lease = _lease(self._plain)
-        if self._core._checkout(lease, 0.0, True):
+        if self._core._checkout(lease, self._plain, 0.0, True):
             return lease
         return None
 

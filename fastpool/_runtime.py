@@ -122,6 +122,11 @@ class Mutexed:
             self._mutex = threading.RLock()
             return self
 
+    def share(self, other: Mutexed) -> None:
+        """Sections of both, from here on, are steps of one."""
+        if not _ATOMIC:
+            self._mutex = other._mutex
+
     def unlock(self) -> None:
         """In a forked child: a thread that is not here may have had the lock."""
         if not _ATOMIC:

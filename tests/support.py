@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
@@ -9,15 +10,21 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
 
 from fastpool.testing import FaultProxyError
 
-__all__ = ["Child", "need", "run_script", "unplugged"]
+__all__ = ["PATIENCE", "Child", "eventually", "knocking", "need", "run_script", "unplugged"]
+
+PATIENCE = 10.0
+"""Seconds for what must happen, and does so at once on an idle machine."""
 
 
 def need(condition: object, reason: str) -> None:
@@ -40,6 +47,46 @@ def unplugged(black_hole: Callable[..., None]) -> None:
         black_hole(acknowledge=False)
     except FaultProxyError as error:
         need(False, str(error))
+
+
+def eventually(condition: Callable[[], object], what: str = "", timeout: float = 30.0) -> None:
+    """Wait until *condition* holds; fail with *what* after *timeout* seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not in {timeout:g} s: {what or condition}"
+        time.sleep(0.001)
+
+
+@contextlib.contextmanager
+def knocking(when: Callable[[], object], work: Callable[[], object]) -> Iterator[None]:
+    """In the block, once *when* holds, *work* is done in a signal handler of this thread.
+
+    A signal that comes just before the thread falls asleep does not wake it (CPython's
+    locks do not look again), so it is sent until the handler was there.
+    """
+    need(hasattr(signal, "pthread_kill"), "pthread_kill()")
+    handled = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if not handled.is_set():
+            handled.set()
+            work()
+
+    def knock() -> None:
+        eventually(when)
+        while not handled.is_set():
+            signal.pthread_kill(sleeper, signal.SIGUSR1)
+            time.sleep(0.01)
+
+    sleeper = threading.get_ident()
+    before = signal.signal(signal.SIGUSR1, handle)
+    thread = threading.Thread(target=knock)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(PATIENCE)
+        signal.signal(signal.SIGUSR1, before)
 
 
 class Child:

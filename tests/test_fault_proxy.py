@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 
 import pg8000.native
 import pytest
-from support import need, unplugged
+from support import eventually, need, unplugged
 
 from fastpool.testing import (
     Certificate,
@@ -151,13 +151,6 @@ def is_reset(sock: socket.socket) -> bool:
     except ConnectionResetError:
         return True
     return False
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {PATIENCE:g} s: {what}"
-        time.sleep(0.005)
 
 
 def alive(pid: int) -> bool:

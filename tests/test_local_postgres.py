@@ -13,7 +13,7 @@ import tempfile
 import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import pg8000.native
 import pytest
+from support import eventually
 
 from fastpool.testing import local_postgres
 from fastpool.testing.local_postgres import LocalPostgres, LocalPostgresError, StopMode
@@ -53,13 +54,6 @@ def assert_cut_off(client: pg8000.native.Connection) -> None:
         client.run("SELECT 1")
     with contextlib.suppress(pg8000.native.InterfaceError):
         client.close()
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, f"not in 20 s: {what}"
-        time.sleep(0.01)
 
 
 def is_alive(pid: int) -> bool:

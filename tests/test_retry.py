@@ -14,7 +14,6 @@ import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -25,7 +24,7 @@ import pg8000.native
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support import need
+from support import eventually, need
 
 from fastpool import (
     ConfigError,
@@ -897,13 +896,6 @@ def test_deadlock(pool: Pool[Any], other: Any, pg: LocalPostgres) -> None:
     thread.join(20)
     assert len(calls) == 2
     assert other.run("SELECT sum FROM account ORDER BY id") == [[2], [2]]
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline, "not within 20 s"
-        time.sleep(0.002)
 
 
 def test_killed_in_a_transaction(pool: Pool[Any], other: Any) -> None:

@@ -41,7 +41,6 @@ DROPPED = [
     r"import cython",
     r"\s*@cython\.(cfunc|inline|cclass|final|no_gc)",
     r"\s*@cython\.freelist\(\d+\)",
-    r"\s*@cython\.exceptval\(check=False\)",
 ]
 REPLACED = [
     (r"^([A-Z_]+) = cython\.declare\([\w.]+, (.+)\)$", r"\1 = \2"),
@@ -53,7 +52,7 @@ REPLACED = [
 CIMPORTS = re.compile(r"^from cython\.cimports\.[\w.]+ import \([\w\s,]+\)\n\n", re.MULTILINE)
 FIELD = re.compile(r"    (\w+) = cython\.declare\(([\w.\[\]]+)(, visibility=\"\w+\")?\)$")
 BRANCH = re.compile(r"(\s*)if (not )?cython\.compiled:$")
-SECTION = re.compile(r"\s*with cython\.critical_section\(self\):$")
+SECTION = re.compile(r"\s*with cython\.critical_section\(self(, \w+)?\):$")
 CLASS = re.compile(r"class \w+(\(Mutexed\))?:$")
 
 

@@ -5,25 +5,18 @@ from __future__ import annotations
 import gc
 import math
 import threading
-import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any
+
+from support import eventually
 
 STATUS = {"connecting": 0, "held": 1, "idle": 2, "leased": 3, "closing": 4, "closed": 5}
 WAITER = {"away": 0, "waiting": 1, "assigned": 2, "failed": 3}
 DIRTY = 2
 FOREVER = 60.0
 """Longer than any test may take; nobody gets to wait for it."""
-
-
-def until(condition: Callable[[], object], timeout: float = 30.0) -> None:
-    """Poll until *condition* holds; fail when it does not in time."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, "what the test waits for did not happen"
-        time.sleep(0.0002)
 
 
 class Clock:
@@ -293,7 +286,7 @@ class Caller(threading.Thread):
         """Start, and return when the thread stands in the queue."""
         before = self.rig.core.waiting
         self.start()
-        until(lambda: self.rig.core.waiting == before + 1)
+        eventually(lambda: self.rig.core.waiting == before + 1)
         return self
 
     def go(self) -> None:

@@ -236,7 +236,10 @@ class Model:
             if verdict is None:
                 return e
             if verdict == "raise":
-                return self.release(e, holder) or "admit"
+                failed = self.release(e, holder)
+                if not failed and e.status == "idle":
+                    e.due = -1.0  # it was not looked at yet
+                return failed or "admit"
             self.retire(e, holder, verdict)
         established = self.count("held", "idle", "leased")
         if self.closed:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from core.conftest import MakeRig
-from core.kit import FOREVER, Caller, Clock, Refusal, Rig, until
+from core.kit import FOREVER, Caller, Clock, Refusal, Rig
+from support import eventually
 
 UNTANGLED, DOUBTFUL, TANGLED = range(3)
 OTHERS = 1 << 50
@@ -225,7 +226,7 @@ def test_several_have_not_used_theirs(make: MakeRig, used: bool) -> None:
     assert rig.core.deadlocked(somebody.waiter) == DOUBTFUL
     somebody.leave()
     worker = threading.Thread(
-        target=lambda: (until(lambda: rig.core.waiting == 2), use(rig, lease))
+        target=lambda: (eventually(lambda: rig.core.waiting == 2), use(rig, lease))
     )
     if used:
         worker.start()
@@ -251,7 +252,7 @@ def test_served_in_the_time_of_grace(make: MakeRig) -> None:
     waiting.join()
 
     def release() -> None:
-        until(lambda: rig.core.waiting == 2)
+        eventually(lambda: rig.core.waiting == 2)
         waiting.leave()
         theirs.drop()
 
@@ -391,7 +392,7 @@ def test_who_waits_elsewhere(make: MakeRig) -> None:
     lease = other.acquire()
     caller = Caller(rig, served := [], "holds here")
     caller.start()
-    until(lambda: served)
+    eventually(lambda: served)
     with pytest.raises(Refusal, match="timeout"):
         rig.acquire(timeout=0.01)
     assert asked(rig) == asked(other) == 0
@@ -433,6 +434,6 @@ def test_asked_by_a_thread_that_waits(make: MakeRig) -> None:
         with pytest.raises(Deadlock):
             rig.acquire()
         assert [waiter.thread for waiter in rig.core.waiters()] == [caller.ident]
-    until(lambda: served == ["next"])
+    eventually(lambda: served == ["next"])
     caller.go()
     rig.check_whole()

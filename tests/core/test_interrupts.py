@@ -26,7 +26,8 @@ from typing import Any
 import pytest
 from core import kit
 from core.conftest import MakeRig
-from core.kit import DIRTY, FOREVER, Clock, Conn, Refusal, Rig, until
+from core.kit import DIRTY, FOREVER, Clock, Conn, Refusal, Rig
+from support import eventually
 
 SECONDS = float(os.environ.get("STRESS_SECONDS", "1.0"))
 
@@ -452,7 +453,7 @@ def in_the_end(rig: Rig) -> None:
         feed(rig)
         return bool(rig.core.size == rig.core.idle and rig.core.waiting == 0)
 
-    until(whole, 5)
+    eventually(whole)
     rig.check_serves()
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from core.conftest import MakeRig
-from core.kit import Conn, until
+from core.kit import Conn
+from support import eventually
 
 from fastpool.errors import ConnectionReleased
 
@@ -201,7 +202,7 @@ def test_a_finalizer_gives_back_before_anything_else(make: MakeRig) -> None:
     lease = rig.acquire()
     entry = rig.entry_of(lease)
     began = time.monotonic()
-    until(lambda: time.monotonic() > began + 0.02)  # long enough to be counted as a use
+    eventually(lambda: time.monotonic() > began + 0.02)  # long enough to be counted as a use
     lease.driver_connection  # noqa: B018 - it was held all the time
     holders: list[int] = []
 

@@ -15,7 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from core.kit import Caller, Clock, Refusal, Rig, until
+from core.kit import Caller, Clock, Refusal, Rig
+from support import eventually
 
 import fastpool._core_py
 import fastpool._runtime
@@ -71,11 +72,12 @@ def test_every_section_is_locked(core: ModuleType) -> None:
 
 
 def test_states_are_locked(core: ModuleType) -> None:
-    """Test-and-set of BUSY has a lock of its own."""
+    """Test-and-set of BUSY has the lock of the core: a return looks, and ends the lease,
+    in one step with it."""
     rig = Rig(core, 1)
     lease = rig.acquire()
     state = rig.entry_of(lease).state
-    with state._mutex:
+    with rig.core._mutex:
         thread = threading.Thread(target=state.enter)
         thread.start()
         thread.join(0.05)
@@ -96,7 +98,7 @@ def test_threads(core: ModuleType) -> None:
         rig.acquire(timeout=0.01)
     lease.release()
     for n, caller in enumerate(callers):
-        until(lambda n=n: len(served) > n)
+        eventually(lambda n=n: len(served) > n)
         caller.go()
     assert served == [0, 1, 2, 3]
     rig.check_whole()

@@ -6,7 +6,6 @@ import contextlib
 import gc
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator
 from types import FrameType
@@ -14,7 +13,8 @@ from typing import Any
 
 import pytest
 from core.conftest import MakeRig
-from core.kit import Refusal, Rig, until
+from core.kit import Refusal, Rig
+from support import knocking
 
 SECONDS = float(os.environ.get("STRESS_SECONDS", "1.0")) / 2
 
@@ -168,26 +168,10 @@ def test_signal_handler_that_acquires(make: MakeRig) -> None:
     rig.check_serves()
 
 
-@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="needs pthread_kill()")
 def test_signal_while_waiting(make: MakeRig) -> None:
     """A handler that gives a connection back ends the wait of the thread it interrupted."""
     rig = make(1)
     lease = rig.acquire()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        lease.release()
-
-    def knock() -> None:
-        until(lambda: rig.core.waiting == 1)
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-
-    before = signal.signal(signal.SIGALRM, handle)
-    thread = threading.Thread(target=knock)
-    try:
-        thread.start()
-        with rig.connection() as conn:
-            assert conn.name == 0
-    finally:
-        thread.join()
-        signal.signal(signal.SIGALRM, before)
+    with knocking(lambda: rig.core.waiting == 1, lease.release), rig.connection() as conn:
+        assert conn.name == 0
     rig.check_whole()

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 from core.conftest import MakeRig
-from core.kit import Rig, until
+from core.kit import Rig
+from support import eventually
 
 
 def line() -> int:
@@ -150,7 +151,7 @@ def test_thread(rig: Rig) -> None:
 def test_no_python_caller(rig: Rig) -> None:
     """A raw thread that runs nothing but the acquire has no line, and gets its connection."""
     _thread.start_new_thread(rig.checkout.acquire, ())
-    until(lambda: "lost" in rig.house.calls)
+    eventually(lambda: "lost" in rig.house.calls)
     assert rig.house.sites == ["?"]
     rig.check_whole()
 
@@ -167,7 +168,7 @@ def test_who_waits(rig: Rig) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    until(lambda: rig.core.waiting == 1)
+    eventually(lambda: rig.core.waiting == 1)
     lease.release()
     thread.join()
     assert found[0][0] == found[0][1]

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from core.conftest import MakeRig
-from core.kit import FOREVER, Caller, Clock, Conn, Refusal, Rig, Somebody, until
+from core.kit import FOREVER, Caller, Clock, Conn, Refusal, Rig, Somebody
+from support import eventually
 
 JOINED, NOT_OPEN, LOOK_AGAIN, CROWDED, REFUSED = range(5)
 
@@ -33,7 +34,7 @@ def test_threads_in_order(make: MakeRig) -> None:
     callers = [Caller(rig, served, n).queue() for n in range(8)]
     lease.release()
     for n, caller in enumerate(callers):
-        until(lambda n=n: len(served) == n + 1)
+        eventually(lambda n=n: len(served) == n + 1)
         assert rig.core.waiting == 7 - n
         caller.go()
     assert served == list(range(8))

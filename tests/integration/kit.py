@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pg8000.native
+from support import eventually
 
 from fastpool import Pool
 from fastpool.testing import FaultProxy, LocalPostgres
@@ -45,14 +46,6 @@ def interrupt(thread: int) -> None:
 def report(text: str) -> None:
     """Tell a figure; ``pytest -rA`` or ``-s`` shows it."""
     print(text)
-
-
-def eventually(condition: Callable[[], Any], what: str, timeout: float = 20.0) -> None:
-    """Wait until *condition* holds; fail with *what* after *timeout* seconds."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.002)
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import gc
-import signal
 import socket
 import sys
 import threading
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from integration.conftest import MakePool
 from integration.kit import Admin, Interrupt, eventually, plain_dsn, run_threads, whole
+from support import knocking
 
 from fastpool.drivers.pg8000 import Native
 from fastpool.testing import FaultProxy, LocalPostgres
@@ -104,25 +104,22 @@ def test_terminated_in_use(make_pool: MakePool, admin: Admin) -> None:
 def test_interrupted_query_is_cancelled(make_pool: MakePool, admin: Admin, driver: str) -> None:
     """Ctrl-C in a query of a minute: its backend is gone at once, and the slot is free."""
     pool = make_pool(driver=driver, max_size=1)
+    pids: list[int] = []
 
-    def interrupter(thread: int, pid: int) -> None:
-        eventually(lambda: "pg_sleep" in admin.running(pid), "the query runs")
-        signal.pthread_kill(thread, signal.SIGINT)
+    def interrupt() -> None:
+        raise KeyboardInterrupt
 
-    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt), pool.connection() as conn:
-            pid = conn.driver_connection.execute_simple(PID).rows[0][0]
-            arguments = threading.get_ident(), pid
-            thread = threading.Thread(target=interrupter, args=arguments)
-            thread.start()
-            if driver == "native":
-                conn.run("SELECT pg_sleep(60)")
-            else:
-                conn.cursor().execute("SELECT pg_sleep(60)")
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    thread.join()
+    with (
+        knocking(lambda: pids and "pg_sleep" in admin.running(pids[0]), interrupt),
+        pytest.raises(KeyboardInterrupt),
+        pool.connection() as conn,
+    ):
+        [[pid]] = conn.driver_connection.execute_simple(PID).rows
+        pids.append(pid)
+        if driver == "native":
+            conn.run("SELECT pg_sleep(60)")
+        else:
+            conn.cursor().execute("SELECT pg_sleep(60)")
     eventually(lambda: not admin.alive(pid), "the backend is gone", timeout=5)
     eventually(lambda: whole(pool), "the slot is free")
 

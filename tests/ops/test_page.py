@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from ops.kit import Browser, browser
 from pool.kit import Refused, filled
+from support import eventually
 
 from fastpool import Pool
 from fastpool.ops import Server, serve
@@ -77,15 +78,8 @@ def page(chromium: Browser, server: Server) -> Browser:
     """The page, with figures on it."""
     chromium.emulate(width=1200, height=1500, scheme="light")
     chromium.open(server.url)
-    until(lambda: len(rows(chromium)) > 1, "samples are there")
+    eventually(lambda: len(rows(chromium)) > 1, "samples are there")
     return chromium
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never: {what}"
-        time.sleep(0.1)
 
 
 def rows(page: Browser) -> list[Any]:
@@ -103,14 +97,14 @@ def test_figures_move(page: Browser) -> None:
     """The page shows the load, and goes on by itself."""
     before = len(rows(page))
     assert page.text("#pool-1 h2") == "orders"
-    until(lambda: page.text("#pool-1 .badge") == "saturated", "the verdict")
+    eventually(lambda: page.text("#pool-1 .badge") == "saturated", "the verdict")
     assert "All 3 connections are taken" in page.text("#pool-1 .says")
     assert "of 3" in tile(page, "In use")
     assert page.run("return document.title").startswith(("cannot connect", "saturated"))
-    until(lambda: len(rows(page)) >= before + 2, "new samples")
+    eventually(lambda: len(rows(page)) >= before + 2, "new samples")
     drawn = "return document.querySelector('#pool-1 svg.connections path.k-used').getAttribute('d')"
     one = page.run(drawn)
-    until(lambda: page.run(drawn) != one, "the chart is drawn anew")
+    eventually(lambda: page.run(drawn) != one, "the chart is drawn anew")
     assert max(row["in_use"] for row in rows(page)) == 3
     assert max(row["waiting"] for row in rows(page)) > 0
     assert rows(page)[-1]["p99"] > 0
@@ -120,16 +114,16 @@ def test_figures_move(page: Browser) -> None:
 def test_a_leaked_holder_is_seen(page: Browser) -> None:
     """Who has held a connection longest stands first, with place, thread and age."""
     first = "#pool-1 .holders tbody tr"
-    until(lambda: "leaking-thread" in page.text(first), "the leak")
+    eventually(lambda: "leaking-thread" in page.text(first), "the leak")
     assert "test_page.py:" in page.text(first)
     assert page.run(f"return document.querySelector('{first} td').innerText") != ""
-    until(lambda: "▲" in page.text(first), "it is marked when it has been long")
+    eventually(lambda: "▲" in page.text(first), "it is marked when it has been long")
     assert "Longest holder: test_page.py:" in page.text("#pool-1 .says")
 
 
 def test_a_database_that_is_down_is_seen(page: Browser) -> None:
     """The pool that cannot connect says so, and why, above its figures."""
-    until(lambda: page.text("#pool-2 .badge") == "cannot connect", "the verdict")
+    eventually(lambda: page.text("#pool-2 .badge") == "cannot connect", "the verdict")
     assert "nobody listens at db2:5432" in page.text("#pool-2 .connect")
     top = "document.querySelector('#pool-2 {}').getBoundingClientRect().top"
     assert page.run(f"return {top.format('.connect')} < {top.format('.tiles')}")
@@ -176,14 +170,14 @@ def test_without_a_mouse(page: Browser) -> None:
     page.press(SPACE)
     page.run("document.querySelector('#pool-1 summary').focus()")
     page.press(ENTER)
-    until(lambda: "max size" in page.text("#pool-1 .facts"), "counters and settings")
+    eventually(lambda: "max size" in page.text("#pool-1 .facts"), "counters and settings")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_on_a_phone(page: Browser, scheme: str) -> None:
     """320 pixels wide nothing is cut off and nothing scrolls sideways, light and dark."""
     page.emulate(width=320, height=700, scheme=scheme)
-    until(lambda: page.run("return innerWidth") == 320, "a narrow screen")
+    eventually(lambda: page.run("return innerWidth") == 320, "a narrow screen")
     assert page.run("return document.documentElement.scrollWidth") <= 320
     wide = (
         "return [...document.querySelectorAll('main *:not(thead, thead *)')]"
@@ -221,7 +215,7 @@ def test_text_can_be_read(page: Browser) -> None:
 def test_it_says_when_it_is_old(page: Browser, server: Server) -> None:
     """When the process does not answer the page says that it shows old figures."""
     page.run("window.fetch = () => Promise.reject(new Error('gone'))")
-    until(lambda: "No answer from the process" in page.text("#banner"), "the banner")
+    eventually(lambda: "No answer from the process" in page.text("#banner"), "the banner")
     assert page.run("return document.body.classList.contains('stale')")
 
 
@@ -232,6 +226,6 @@ def test_a_name_is_only_a_name(chromium: Browser) -> None:
     name = "<script>window.hit=1</script>"
     with Pool(driver=driver, name=name, min_size=1) as pool, serve(pool, "127.0.0.1:0") as server:
         chromium.open(server.url)
-        until(lambda: "<img src=x" in chromium.text("#pool-1 .connect"), "the error as text")
+        eventually(lambda: "<img src=x" in chromium.text("#pool-1 .connect"), "the error as text")
         assert chromium.text("#pool-1 h2") == name
         assert chromium.run("return window.hit === undefined")

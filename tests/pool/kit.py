@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
+from collections.abc import Callable
 from typing import Any
 
-from support import need
+from support import PATIENCE, eventually, knocking
 
 from fastpool import Pool
 from fastpool.testing import StubConnection
@@ -27,17 +24,6 @@ __all__ = [
     "knocking",
     "leases",
 ]
-
-PATIENCE = 10.0
-"""Seconds for what must happen, and does so at once on an idle machine."""
-
-
-def eventually(condition: Callable[[], object], what: str = "") -> None:
-    """Wait until *condition* holds; fail after ``PATIENCE``."""
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline, f"never came true: {what or condition}"
-        time.sleep(0.001)
 
 
 class Caller:
@@ -75,38 +61,6 @@ class Caller:
         if self.error is not None:
             raise self.error
         return self._value
-
-
-@contextlib.contextmanager
-def knocking(when: Callable[[], object], work: Callable[[], object]) -> Iterator[None]:
-    """In the block, once *when* holds, *work* is done in a signal handler of this thread.
-
-    A signal that comes just before the thread falls asleep does not wake it (CPython's
-    locks do not look again), so it is sent until the handler was there.
-    """
-    need(hasattr(signal, "pthread_kill"), "pthread_kill()")
-    handled = threading.Event()
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if not handled.is_set():
-            handled.set()
-            work()
-
-    def knock() -> None:
-        eventually(when)
-        while not handled.is_set():
-            signal.pthread_kill(sleeper, signal.SIGUSR1)
-            time.sleep(0.01)
-
-    sleeper = threading.get_ident()
-    before = signal.signal(signal.SIGUSR1, handle)
-    thread = threading.Thread(target=knock)
-    thread.start()
-    try:
-        yield
-    finally:
-        thread.join(PATIENCE)
-        signal.signal(signal.SIGUSR1, before)
 
 
 class Clock:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-import signal
 import sys
 import threading
 import time
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 from pool.kit import PATIENCE, Caller, Clock, Refused, eventually, filled, give_back, leases
+from support import knocking
 
 import fastpool
 from fastpool import ConfigError, ConnectionReleased, Pool, PoolConfig, PoolTimeout
@@ -460,31 +460,21 @@ def test_stats_of_a_script(make: Make, clock: Clock, driver: StubDriver, spawn: 
         stats.wait_quantile(2.0)
 
 
-def test_a_cancelled_wait_is_counted(make: Make, spawn: Spawn) -> None:
+def test_a_cancelled_wait_is_counted(make: Make) -> None:
     """A wait that an exception in its thread ends is counted as cancelled, and as a wait."""
 
     class Interrupt(BaseException):
         pass
 
-    def interrupt(signum: int, frame: Any) -> None:
+    def interrupt() -> None:
         raise Interrupt
 
-    def send() -> None:
-        eventually(lambda: pool.stats().waiting == 1)
-        signal.pthread_kill(main, signal.SIGUSR1)
-
-    pool, main = make(max_size=1, deadlock=None), threading.get_ident()
-    before = signal.signal(signal.SIGUSR1, interrupt)
-    try:
-        with pool.connection():
-            waits = pool.stats().waits
-            sender = spawn(send)
-            with pytest.raises(Interrupt):
-                pool.acquire(timeout=PATIENCE)
-            sender.result()
-            stats = pool.stats()
-    finally:
-        signal.signal(signal.SIGUSR1, before)
+    pool = make(max_size=1, deadlock=None)
+    with pool.connection(), knocking(lambda: pool.stats().waiting == 1, interrupt):
+        waits = pool.stats().waits
+        with pytest.raises(Interrupt):
+            pool.acquire(timeout=PATIENCE)
+        stats = pool.stats()
     assert (stats.waiting, stats.cancelled, stats.waits) == (0, 1, waits + 1)
     assert stats.as_pgxpool()["canceled_acquire_count"] == 1
     assert pool.stats().idle == 1

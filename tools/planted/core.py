@@ -31,8 +31,8 @@ WAITING = [
     Mutant(
         "return-goes-past-the-queue",
         CORE,
-        "elif self.waiting > 0:",
-        "elif self.waiting > 0 and not returned:",
+        "elif self.waiting:",
+        "elif self.waiting and not returned:",
         "tests/core/test_waiters.py::test_hand_off_has_no_gap",
     ),
     Mutant(
@@ -237,9 +237,16 @@ RETURN = [
     Mutant(
         "dropped-lease-is-lost",
         CORE,
-        "(entry.holder == mine or entry.holder == -mine)",
-        "entry.holder == -mine",
+        "abs(entry.holder) == token(self)",
+        "entry.holder == -token(self)",
         "tests/core/test_release.py::test_lost_lease_is_taken_back",
+    ),
+    Mutant(
+        "call-slips-into-a-return",
+        CORE,
+        "            state.share(self)",
+        "            pass",
+        "tests/core/test_locked.py::test_states_are_locked",
     ),
     Mutant(
         "serial-stays-at-a-return",
@@ -278,8 +285,8 @@ RETURN = [
     Mutant(
         "unclean-connection-is-kept",
         CORE,
-        "if state.flags != 0 or state.stray != 0 or (self.settles and returned):",
-        "if state.stray != 0 or (self.settles and returned):",
+        "if state.flags or state.stray or (self.settles and returned):",
+        "if state.stray or (self.settles and returned):",
         "tests/core/test_release.py::test_unsettled_is_settled",
     ),
     Mutant(

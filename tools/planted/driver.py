@@ -258,8 +258,8 @@ DEADLINES = [
     Mutant(
         "handed-on-with-a-cancel-under-way",
         CORE,
-        "if state.flags != 0 or state.stray != 0 or (self.settles and returned):",
-        "if state.flags != 0 or (self.settles and returned):",
+        "if state.flags or state.stray or (self.settles and returned):",
+        "if state.flags or (self.settles and returned):",
         POOL_TESTS + "test_nobody_gets_it_before_the_cancel_has_ended",
     ),
     Mutant(
