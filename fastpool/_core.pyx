@@ -50,6 +50,7 @@ import cython
 from cython.cimports.fastpool._core_c import (
     HAS_GIL,
     coarse,
+    give_way,
     ident,
     lives,
     monotonic,
@@ -864,6 +865,7 @@ class Core:
 
     # -- dialling --------------------------------------------------------------
 
+    @cython.ccall
     def deficit(self) -> int:
         """How many more dials are wanted now; 0 or less for none."""
         return self._claim(NO_ENTRY, 0)
@@ -996,6 +998,7 @@ class Core:
 
     # -- the hot path ----------------------------------------------------------
 
+    @cython.ccall
     def now(self) -> cython.double:
         """Seconds on the monotonic clock (or the clock given)."""
         return monotonic() if self.clock is None else self.clock()
@@ -1144,7 +1147,7 @@ class Core:
     def _after(self, entry: Entry, holder: cython.Py_ssize_t, verdict: cython.int) -> None:
         """What is left to do when an entry was put, or, held by *holder*, was not."""
         if verdict == HANDED_ON:
-            _nap()
+            _make_way(self)
         elif verdict == UNSETTLED:
             self._settle(entry, holder)
         elif verdict > UNSETTLED:
@@ -1397,6 +1400,7 @@ class Core:
                 self._give_back(lease)
         return verdict
 
+    @cython.ccall
     def _join(
         self, waiter: Waiter, now: cython.double, tries: cython.bint, again: cython.bint
     ) -> cython.int:
@@ -1450,6 +1454,7 @@ class Core:
             if error is not None and self.deadlocked(waiter) != UNTANGLED:
                 raise error
 
+    @cython.ccall
     def deadlocked(self, waiter: Waiter) -> cython.int:
         """Is every connection held by a thread that waits here, and last used by it,
         and *waiter* the last of these to have joined?
@@ -1492,6 +1497,7 @@ class Core:
                 return DOUBTFUL if len(threads) > 1 else UNTANGLED
         return UNTANGLED
 
+    @cython.ccall
     def _leave(
         self,
         waiter: Waiter,
@@ -1817,13 +1823,18 @@ def _turn(waiter: Waiter) -> cython.longlong:
 
 @cython.cfunc
 @cython.inline
-def _nap() -> None:
+def _make_way(core: Core) -> None:
     """After a hand-off give the processor too, so that the connection's next
-    query leaves now and not after the releaser's next computation."""
+    query leaves now and not after the releaser's next computation. To yield is
+    enough where the waiter runs next; else only a nap keeps the GIL free for it."""
+    waits: cython.longlong
     if cython.compiled:
         if HAS_GIL:
+            waits = core.waits
             with cython.nogil:
-                nap()
+                give_way()
+                if core.waits == waits:  # nobody has come out of a wait yet
+                    nap()
     else:
         nap()
 

@@ -1,4 +1,4 @@
-/* What the compiled core needs from C: two clocks, one poll, a nap, and the place
+/* What the compiled core needs from C: two clocks, one poll, a yield, a nap, and the place
  * in the caller's code without making a frame object. The interpreted core has the
  * same functions in _runtime.py. */
 #ifndef FASTPOOL_CORE_C_H
@@ -15,6 +15,7 @@
 #include <windows.h>
 #else
 #include <poll.h>
+#include <sched.h>
 #endif
 
 #ifdef Py_GIL_DISABLED
@@ -86,8 +87,17 @@ static inline int fp_lives(unsigned long long number) {
 /* What tells one living lease from another. */
 static inline Py_ssize_t fp_token(PyObject *lease) { return (Py_ssize_t)lease; }
 
-/* Give the processor to the thread that was just woken. A yield is not enough:
- * the releaser would take the GIL back first. Called without the GIL. */
+/* Let a thread run that waits for this processor, if there is one. Without the GIL. */
+static inline void fp_give_way(void) {
+#ifdef _WIN32
+    SwitchToThread();
+#else
+    sched_yield();
+#endif
+}
+
+/* Keep off the GIL until the thread that was just woken has it, on another processor
+ * perhaps: a few tens of microseconds. Called without the GIL. */
 static inline void fp_nap(void) {
     struct timespec t = {0, 1};
     nanosleep(&t, NULL);

@@ -4,6 +4,7 @@ cdef extern from "_core_c.h" nogil:
     double monotonic "fp_monotonic"()
     double coarse "fp_coarse"()
     int poll "fp_poll"(int fd)
+    void give_way "fp_give_way"()
     void nap "fp_nap"()
 
 cdef extern from "_core_c.h":

@@ -1173,7 +1173,7 @@ class Core(Mutexed):
     def _after(self, entry: Entry, holder: int, verdict: int) -> None:
         """What is left to do when an entry was put, or, held by *holder*, was not."""
         if verdict == HANDED_ON:
-            _nap()
+            _make_way(self)
         elif verdict == UNSETTLED:
             self._settle(entry, holder)
         elif verdict > UNSETTLED:
@@ -1820,9 +1820,11 @@ def _turn(waiter: Waiter) -> int:
     return waiter.turn
 
 
-def _nap() -> None:
+def _make_way(core: Core) -> None:
     """After a hand-off give the processor too, so that the connection's next
-    query leaves now and not after the releaser's next computation."""
+    query leaves now and not after the releaser's next computation. To yield is
+    enough where the waiter runs next; else only a nap keeps the GIL free for it."""
+    waits: int
     nap()
 
 

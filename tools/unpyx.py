@@ -39,7 +39,7 @@ TYPES = {
 DROPPED = [
     r"# cython: .*",
     r"import cython",
-    r"\s*@cython\.(cfunc|inline|cclass|final|no_gc)",
+    r"\s*@cython\.(cfunc|ccall|inline|cclass|final|no_gc)",
     r"\s*@cython\.freelist\(\d+\)",
 ]
 REPLACED = [

@@ -106,7 +106,7 @@ def test_idle_and_held(dsn: str, make_pool: MakePool, admin: Admin) -> None:
         assert len(mine) == alive == 1
         assert not mine & {held, idle}
         eventually(lambda mine=mine: not any(map(admin.alive, mine)), "gone with the child")
-    assert admin.backends(pool.name) == {held, idle}
+    eventually(lambda: admin.backends(pool.name) == {held, idle}, "the child's are gone")
     lease.run("COMMIT")
     assert lease.run("SELECT n FROM here") == [[1]]
     lease.release()
@@ -130,7 +130,7 @@ def test_beside_a_waiter(dsn: str, make_pool: MakePool, admin: Admin) -> None:
     lease.release()
     thread.join(20)
     assert answers == [held]
-    assert admin.backends(pool.name) == {held}
+    eventually(lambda: admin.backends(pool.name) == {held}, "the child's is gone")
 
 
 @beside_threads
