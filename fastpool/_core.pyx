@@ -1827,10 +1827,9 @@ def _make_way(core: Core) -> None:
     """After a hand-off give the processor too, so that the connection's next
     query leaves now and not after the releaser's next computation. To yield is
     enough where the waiter runs next; else only a nap keeps the GIL free for it."""
-    waits: cython.longlong
     if cython.compiled:
         if HAS_GIL:
-            waits = core.waits
+            waits: cython.longlong = core.waits
             with cython.nogil:
                 give_way()
                 if core.waits == waits:  # nobody has come out of a wait yet

@@ -1824,7 +1824,6 @@ def _make_way(core: Core) -> None:
     """After a hand-off give the processor too, so that the connection's next
     query leaves now and not after the releaser's next computation. To yield is
     enough where the waiter runs next; else only a nap keeps the GIL free for it."""
-    waits: int
     nap()
 
 
