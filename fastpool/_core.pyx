@@ -47,6 +47,7 @@ from types import MethodType
 from typing import Any, Protocol
 
 import cython
+from cython.cimports.cpython.object import PyObject_GenericGetAttr
 from cython.cimports.fastpool._core_c import (
     HAS_GIL,
     coarse,
@@ -568,8 +569,13 @@ class Lease:
     def __class__(self) -> Any:
         return type(self._entry.conn) if self._entry.holder == token(self) else Lease
 
-    def __getattr__(self, name: str) -> Any:
-        if not cython.compiled:
+    def __getattribute__(self, name: str) -> Any:
+        if cython.compiled:
+            # The interpreted core's is __getattr__, which Python asks last. Cython would
+            # first look in vain and make an AttributeError, each time.
+            if name in _OWN:
+                return PyObject_GenericGetAttr(self, name)
+        else:
             unborn = _UNBORN.get(name)
             if unborn is not None:
                 return unborn
@@ -608,6 +614,7 @@ class Lease:
 
 
 @cython.final
+@cython.freelist(16)
 @cython.cclass
 class Call:
     """A method of a leased connection: dead, once the lease is."""
@@ -655,7 +662,9 @@ def _call(lease: Lease, method: object) -> Call:
         return Call(lease, method)
 
 
-if not cython.compiled:
+if cython.compiled:
+    _OWN = frozenset(dir(Lease))
+else:
     # What a lease that was interrupted while it was made reads in its empty slots.
     _UNBORN = {"_entry": NO_ENTRY, "_waiter": NO_WAITER}
     # A lease forwards attribute writes; these are its own slots.

@@ -105,7 +105,8 @@ class PoolView(Checkout, Generic[ConnT]):
         :meth:`connection` and the driver raise.
         """
         with self.connection() as conn:
-            return conn.run(sql, **params)  # type: ignore[attr-defined]
+            # The driver's own: nobody else has this lease, which would look all up first.
+            return conn.driver_connection.run(sql, **params)  # type: ignore[attr-defined]
 
     def execute(self, sql: str, args: Sequence[Any] = ()) -> Sequence[Any]:
         """Acquire a connection, execute on a cursor, fetch all, release.

@@ -45,11 +45,14 @@ DROPPED = [
 REPLACED = [
     (r"^([A-Z_]+) = cython\.declare\([\w.]+, (.+)\)$", r"\1 = \2"),
     (r"\bdef __dealloc__\b", "def __del__"),
+    (r"\bdef __getattribute__\b", "def __getattr__"),
     # What with_sections() needs.
     (r"^(from fastpool\._runtime import \()$", r"\1\n    Mutexed,"),
     (r"^    site,$", r"    section,\n    site,"),
 ]
-CIMPORTS = re.compile(r"^from cython\.cimports\.[\w.]+ import \([\w\s,]+\)\n\n", re.MULTILINE)
+CIMPORTS = re.compile(
+    r"^from cython\.cimports\.[\w.]+ import (?:\([\w\s,]+\)\n|\w+)\n", re.MULTILINE
+)
 FIELD = re.compile(r"    (\w+) = cython\.declare\(([\w.\[\]]+)(, visibility=\"\w+\")?\)$")
 BRANCH = re.compile(r"(\s*)if (not )?cython\.compiled:$")
 SECTION = re.compile(r"\s*with cython\.critical_section\(self(, \w+)?\):$")

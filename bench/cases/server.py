@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from statistics import median
@@ -12,7 +13,7 @@ import fastpool
 from ..clients import clients, one_parameter, select_1, three_statements
 from ..measure import Case, interleave, pinned
 from ..report import Row, compiled
-from ..stage import Bench
+from ..stage import Bench, Way
 
 __all__ = ["end_to_end", "run", "statement", "tls_connect"]
 
@@ -20,33 +21,49 @@ BACKEND = "SELECT pg_backend_pid()"
 TIMES = 10
 
 
+Sides = tuple[Case, Case, list[int]]
+"""What is compared, and the backends that answer."""
+
+
 def pinned_and_not(
-    bench: Bench, name: str, left: Case, right: Case, pids: list[int], limit: float
+    bench: Bench, name: str, sides: Callable[[], AbstractContextManager[Sides]], limit: float
 ) -> Iterator[Row]:
-    """*left* / *right* pinned to one processor, with its target, and left alone."""
-    cases = {"left": left, "right": right}
-    with pinned(*pids):
-        times = interleave(cases, bench.effort)
-    yield Row(name, times["left"], times["right"], target=compiled("<=", limit))
-    times = interleave(cases, bench.effort)
-    yield Row(f"{name}, not pinned", times["left"], times["right"])
+    """Left / right pinned to one processor, with its target, and left alone.
+
+    Each round has connections of its own: how a client and its backend fall in step
+    differs from pair to pair, and stays.
+    """
+    effort = replace(bench.effort, rounds=1)
+    for together in (True, False):
+        times: dict[str, list[float]] = {"left": [], "right": []}
+        for _ in range(bench.effort.rounds):
+            with sides() as (left, right, pids), pinned(*pids) if together else nullcontext():
+                for side, values in interleave({"left": left, "right": right}, effort).items():
+                    times[side] += values
+        label = name if together else f"{name}, not pinned"
+        target = compiled("<=", limit) if together else None
+        yield Row(label, times["left"], times["right"], target=target)
 
 
 def run(bench: Bench) -> Iterator[Row]:
     """What a checkout adds to a statement."""
-    with fastpool.Pool(bench.postgres.dsn, max_size=1) as pool:
 
-        def each() -> None:
-            for _ in range(20):
-                pool.run("SELECT 1")
+    @contextmanager
+    def sides() -> Iterator[Sides]:
+        with fastpool.Pool(bench.postgres.dsn, max_size=1) as pool:
 
-        def held() -> None:
-            with pool.connection() as conn:
+            def each() -> None:
                 for _ in range(20):
-                    conn.run("SELECT 1")
+                    pool.run("SELECT 1")
 
-        name = "20 x pool.run / run on a held connection"
-        yield from pinned_and_not(bench, name, each, held, [pool.run(BACKEND)[0][0]], 1.05)
+            def held() -> None:
+                with pool.connection() as conn:
+                    for _ in range(20):
+                        conn.run("SELECT 1")
+
+            yield each, held, [pool.run(BACKEND)[0][0]]
+
+    yield from pinned_and_not(bench, "20 x pool.run / run on a held connection", sides, 1.05)
 
 
 def statement(bench: Bench) -> Iterator[Row]:
@@ -54,15 +71,21 @@ def statement(bench: Bench) -> Iterator[Row]:
     import pg8000.native
 
     for way, address in bench.ways.items():
-        stock = pg8000.native.Connection(**address.pg8000)
-        with fastpool.Pool(address.dsn, max_size=1) as pool, pool.connection() as conn:
-            pids = [conn.run(BACKEND)[0][0], stock.run(BACKEND)[0][0]]
-            left, right = (
-                lambda run=side.run: run("SELECT :a::int", a=1) for side in (conn, stock)
-            )
-            name = f"one parameter, {way}: ours / pg8000"
-            yield from pinned_and_not(bench, name, left, right, pids, 0.5)
-        stock.close()
+
+        @contextmanager
+        def sides(address: Way = address) -> Iterator[Sides]:
+            with (
+                closing(pg8000.native.Connection(**address.pg8000)) as stock,
+                fastpool.Pool(address.dsn, max_size=1) as pool,
+                pool.connection() as conn,
+            ):
+                pids = [conn.run(BACKEND)[0][0], stock.run(BACKEND)[0][0]]
+                left, right = (
+                    lambda run=side.run: run("SELECT :a::int", a=1) for side in (conn, stock)
+                )
+                yield left, right, pids
+
+        yield from pinned_and_not(bench, f"one parameter, {way}: ours / pg8000", sides, 0.5)
 
 
 def tls_connect(bench: Bench) -> Iterator[Row]:
