@@ -238,6 +238,9 @@ class State:
     # stray: cancel requests on their way, which may still hit whatever runs then;
     # negative once one was lost sight of.
     stray = cython.declare(cython.int, visibility="readonly")
+    # calls: through leases, that have begun and not ended, on the wire or not. None once
+    # the connection is idle.
+    calls = cython.declare(cython.int, visibility="readonly")
 
     def __init__(self) -> None:
         self.flags = 0
@@ -247,6 +250,7 @@ class State:
         self.used = 0
         self.deadline = math.inf
         self.stray = 0
+        self.calls = 0
 
     def enter(self, serial: cython.longlong = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
@@ -627,8 +631,14 @@ class Call:
         self._method = method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._lease._held()
-        return self._method(*args, **kwargs)
+        core: Core = self._lease._terms.core
+        entry: Entry = self._lease._entry
+        if not core._begin_call(entry, token(self._lease)):
+            raise ConnectionReleased("the connection was given back to the pool")
+        try:
+            return self._method(*args, **kwargs)
+        finally:
+            core._end_call(entry)
 
     @property
     def __wrapped__(self) -> Any:
@@ -1225,7 +1235,7 @@ class Core:
             if entry.expires < due:
                 due = entry.expires
             since = now if returned else entry.since
-            if state.flags or state.stray or (self.settles and returned):
+            if state.flags or state.stray or state.calls or (self.settles and returned):
                 verdict = UNSETTLED
             elif entry.generation != self.generation:
                 verdict = STALE
@@ -1292,6 +1302,25 @@ class Core:
                 entry.holder = -holder
                 state.serial = (state.serial | 1) + 1
         return verdict
+
+    @cython.cfunc
+    @cython.inline
+    def _begin_call(self, entry: Entry, holder: cython.Py_ssize_t) -> cython.bint:
+        """A call through a lease begins, unless that has ended. A return of the lease by
+        another thread, from now on, does not hand the connection on beneath it."""
+        state: State = entry.state
+        with cython.critical_section(self, state):
+            if entry.holder != holder:
+                return False
+            state.calls += 1
+        return True
+
+    @cython.cfunc
+    @cython.inline
+    def _end_call(self, entry: Entry) -> None:
+        state: State = entry.state
+        with cython.critical_section(self, state):
+            state.calls -= 1
 
     # -- waiting ---------------------------------------------------------------
 
@@ -1578,6 +1607,7 @@ class Core:
                 entry.holder != HOUSE
                 or entry.state.flags != 0
                 or entry.state.stray != 0
+                or entry.state.calls != 0
                 or entry.generation != self.generation
                 or self.connecting + self.held + self.idle + self.leased > self.max_size
                 or self._queue.after is not self._queue

@@ -212,6 +212,7 @@ class State(Mutexed):
     """
 
     __slots__ = (
+        "calls",
         "deadline",
         "entered",
         "flags",
@@ -230,6 +231,9 @@ class State(Mutexed):
     # stray: cancel requests on their way, which may still hit whatever runs then;
     # negative once one was lost sight of.
     stray: int
+    # calls: through leases, that have begun and not ended, on the wire or not. None once
+    # the connection is idle.
+    calls: int
 
     def __init__(self) -> None:
         self.flags = 0
@@ -239,6 +243,7 @@ class State(Mutexed):
         self.used = 0
         self.deadline = math.inf
         self.stray = 0
+        self.calls = 0
 
     def enter(self, serial: int = 0) -> None:
         """Mark the connection BUSY, or refuse: released, or another call is inside."""
@@ -647,8 +652,14 @@ class Call:
         self._method = method
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        self._lease._held()
-        return self._method(*args, **kwargs)
+        core: Core = self._lease._terms.core
+        entry: Entry = self._lease._entry
+        if not core._begin_call(entry, token(self._lease)):
+            raise ConnectionReleased("the connection was given back to the pool")
+        try:
+            return self._method(*args, **kwargs)
+        finally:
+            core._end_call(entry)
 
     @property
     def __wrapped__(self) -> Any:
@@ -1237,7 +1248,7 @@ class Core(Mutexed):
         if entry.expires < due:
             due = entry.expires
         since = now if returned else entry.since
-        if state.flags or state.stray or (self.settles and returned):
+        if state.flags or state.stray or state.calls or (self.settles and returned):
             verdict = UNSETTLED
         elif entry.generation != self.generation:
             verdict = STALE
@@ -1304,6 +1315,21 @@ class Core(Mutexed):
             entry.holder = -holder
             state.serial = (state.serial | 1) + 1
         return verdict
+
+    @section
+    def _begin_call(self, entry: Entry, holder: int) -> bool:
+        """A call through a lease begins, unless that has ended. A return of the lease by
+        another thread, from now on, does not hand the connection on beneath it."""
+        state: State = entry.state
+        if entry.holder != holder:
+            return False
+        state.calls += 1
+        return True
+
+    @section
+    def _end_call(self, entry: Entry) -> None:
+        state: State = entry.state
+        state.calls -= 1
 
     # -- waiting ---------------------------------------------------------------
 
@@ -1573,6 +1599,7 @@ class Core(Mutexed):
             entry.holder != HOUSE
             or entry.state.flags != 0
             or entry.state.stray != 0
+            or entry.state.calls != 0
             or entry.generation != self.generation
             or self.connecting + self.held + self.idle + self.leased > self.max_size
             or self._queue.after is not self._queue

@@ -169,7 +169,7 @@ class Turnaround:
         state = entry.state
         if state.flags & CLOSED:
             self.liveness.lost(entry)
-        if state.flags & (BUSY | DIRTY | CLOSED):
+        if state.flags & (BUSY | DIRTY | CLOSED) or state.calls:
             return "broken"
         if state.flags & READONLY and self.liveness.minds_read_only:
             self.liveness.misfit(entry)

@@ -43,6 +43,10 @@ class Conn:
         self.calls.append(sql)
         return sql, params
 
+    def within(self, call: Callable[[], Any]) -> Any:
+        """Make a call inside of one."""
+        return call()
+
     def __repr__(self) -> str:
         return f"<Conn {self.name}>"
 

@@ -25,6 +25,7 @@ class Entry:
     due: float = math.inf
     flags: int = 0
     stray: int = 0
+    calls: int = 0
     reason: str = ""
     # Whose it is; and who used it last, since it was handed out.
     who: object = None
@@ -143,7 +144,7 @@ class Model:
             return ""
         if leased:
             self.counts["use_time"] += self.now - e.since
-        if e.flags or e.stray or (s["settles"] and leased):
+        if e.flags or e.stray or e.calls or (s["settles"] and leased):
             why = "broken"
         elif e.generation != self.generation:
             why = "drained"

@@ -185,6 +185,33 @@ def test_transaction_is_the_houses(make: MakeRig) -> None:
         assert conn.transaction(read_only=True) == (conn, {"read_only": True})
 
 
+def test_a_release_beneath_a_call(make: MakeRig) -> None:
+    """Who is on the way into a connection through a lease that another thread gives back
+    is not let loose on the next user's: that connection is not handed on."""
+    rig = make(1)
+    rig.house.on_settle = lambda entry: "in use" if entry.state.calls else None
+    lease = rig.acquire()
+    lease.within(lambda: rig.checkout.release(lease))  # before it has reached the wire
+    assert [entry.reason for entry in rig.core.closing] == ["in use"]
+    assert rig.core.idle == 0
+    with pytest.raises(ConnectionReleased):
+        lease.within(bool)
+
+
+def test_a_call_that_raises_has_ended(make: MakeRig) -> None:
+    """However a call ends, the connection goes back."""
+    rig = make(1)
+    lease = rig.acquire()
+    state = rig.entry_of(lease).state
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            lease.within(lambda: 1 / 0)
+        assert lease.within(lambda: lease.within(lambda: state.calls)) == 2
+    assert state.calls == 0
+    lease.release()
+    assert rig.core.idle == 1
+
+
 def test_exception_passes(make: MakeRig) -> None:
     """A block swallows no exception."""
     rig = make(1)

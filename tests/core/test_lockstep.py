@@ -250,15 +250,25 @@ class Lockstep(RuleBasedStateMachine):
     any_lease = precondition(lambda self: self.leases)
 
     @any_lease
-    @rule(number=some, drop=st.booleans())
-    def release(self, number: int, drop: bool) -> None:
-        """The lease is given back, again perhaps, or dropped; or only given back."""
+    @rule(number=some, drop=st.booleans(), inside=st.booleans())
+    def release(self, number: int, drop: bool, inside: bool) -> None:
+        """The lease is given back, again perhaps, or dropped; or only given back. Perhaps
+        while a call goes through it."""
         number = list(self.leases)[number % len(self.leases)]
         entry = self.held[number]
-        self.same(
-            self.model.release(entry, number) or None,
-            lambda n, rig: self.leases[number][n].release(),
-        )
+        inside = inside and entry.holder == number
+        entry.calls += inside
+        expected = self.model.release(entry, number) or None
+        entry.calls -= inside
+
+        def step(n: int, rig: Rig) -> None:
+            lease = self.leases[number][n]
+            if inside:
+                lease.within(lease.release)
+            else:
+                lease.release()
+
+        self.same(expected, step)
         if drop:
             del self.leases[number]
 
@@ -438,6 +448,7 @@ class Lockstep(RuleBasedStateMachine):
                 real = made[n]
                 assert real.status == STATUS[entry.status]
                 assert (real.state.flags, real.state.stray) == (entry.flags, entry.stray)
+                assert real.state.calls == 0
                 assert (real.generation, real.uses, real.since, real.expires, real.due) == (
                     entry.generation,
                     entry.uses,

@@ -424,3 +424,29 @@ def test_session_settings_and_name_reach_the_driver(make: Make, driver: StubDriv
     assert driver.params[0]["session_settings"] == {"statement_timeout": "5"}
     names = [params["application_name"] for params in driver.params]
     assert names == ["orders", "mine", "other"]
+
+
+def test_a_return_beneath_a_call(make: Make, spawn: Spawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that has begun through a lease, and not reached the wire when another thread
+    gives it back, ends on a closed connection and never in the next user's session."""
+    begun, given_back = threading.Event(), threading.Event()
+
+    def slow(conn: StubConnection) -> Any:
+        begun.set()
+        given_back.wait(PATIENCE)
+        return conn.run("SELECT 'late'")
+
+    monkeypatch.setattr(StubConnection, "slow", slow, raising=False)
+    pool = make(max_size=1)
+    lease = pool.acquire()
+    caller = spawn(lambda: lease.slow())
+    assert begun.wait(PATIENCE)
+    lease.release()
+    with pool.connection(PATIENCE) as conn:
+        conn.run("BEGIN")
+        given_back.set()
+        with pytest.raises(Exception, match=r"given back|closed"):
+            caller.result()
+        conn.run("SELECT 1")
+        assert conn.statements == ["BEGIN", "SELECT 1"]
+    assert pool.stats().closed == {"broken": 1}

@@ -242,6 +242,13 @@ RETURN = [
         "tests/core/test_release.py::test_lost_lease_is_taken_back",
     ),
     Mutant(
+        "handed-on-beneath-a-call",
+        CORE,
+        "            if state.flags or state.stray or state.calls or (",
+        "            if state.flags or state.stray or (",
+        "tests/pool/test_limits.py::test_a_return_beneath_a_call",
+    ),
+    Mutant(
         "call-slips-into-a-return",
         CORE,
         "            state.share(self)",
@@ -276,17 +283,20 @@ RETURN = [
         "method-outlives-its-lease",
         CORE,
         """\
-        self._lease._held()
-        return self._method(""",
+            if entry.holder != holder:
+                return False
+            state.calls += 1
+""",
         """\
-        return self._method(""",
+            state.calls += 1
+""",
         "tests/core/test_lease.py::test_method_dies_with_the_lease",
     ),
     Mutant(
         "unclean-connection-is-kept",
         CORE,
-        "if state.flags or state.stray or (self.settles and returned):",
-        "if state.stray or (self.settles and returned):",
+        "if state.flags or state.stray or state.calls or (self.settles and returned):",
+        "if state.stray or state.calls or (self.settles and returned):",
         "tests/core/test_release.py::test_unsettled_is_settled",
     ),
     Mutant(
@@ -359,7 +369,7 @@ RETURN = [
         "rollback-on-a-wire-out-of-step",
         TURNAROUND,
         """\
-        if state.flags & (BUSY | DIRTY | CLOSED):
+        if state.flags & (BUSY | DIRTY | CLOSED) or state.calls:
             return "broken"
         if""",
         """\

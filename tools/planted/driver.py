@@ -258,8 +258,8 @@ DEADLINES = [
     Mutant(
         "handed-on-with-a-cancel-under-way",
         CORE,
-        "if state.flags or state.stray or (self.settles and returned):",
-        "if state.flags or (self.settles and returned):",
+        "if state.flags or state.stray or state.calls or (self.settles and returned):",
+        "if state.flags or state.calls or (self.settles and returned):",
         POOL_TESTS + "test_nobody_gets_it_before_the_cancel_has_ended",
     ),
     Mutant(
