@@ -534,13 +534,17 @@ class Lease:
     def _finish(self) -> None:
         """The block ended well; commit what is open, and release in any case."""
         entry: Entry = self._entry
+        core: Core = self._terms.core
         try:
-            if entry.holder == token(self):
-                self._terms.core.house.finish(entry)
+            if core.begin_call(entry, token(self)):
+                try:
+                    core.house.finish(entry)
+                finally:
+                    core.end_call(entry)
             elif entry.taken_from == token(self):
-                raise self._terms.core.house.refusal("taken", 0.0, 0.0, None)
+                raise core.house.refusal("taken", 0.0, 0.0, None)
         finally:
-            self._terms.core._give_back(self)
+            core._give_back(self)
 
     def release(self) -> None:
         """Give the connection back. An open transaction is rolled back.
@@ -654,12 +658,12 @@ class Call:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         core: Core = self._lease._terms.core
         entry: Entry = self._lease._entry
-        if not core._begin_call(entry, token(self._lease)):
+        if not core.begin_call(entry, token(self._lease)):
             raise ConnectionReleased("the connection was given back to the pool")
         try:
             return self._method(*args, **kwargs)
         finally:
-            core._end_call(entry)
+            core.end_call(entry)
 
     @property
     def __wrapped__(self) -> Any:
@@ -1317,9 +1321,9 @@ class Core(Mutexed):
         return verdict
 
     @section
-    def _begin_call(self, entry: Entry, holder: int) -> bool:
-        """A call through a lease begins, unless that has ended. A return of the lease by
-        another thread, from now on, does not hand the connection on beneath it."""
+    def begin_call(self, entry: Entry, holder: int) -> bool:
+        """A call through the lease *holder* begins; False when that has ended. A return
+        by another thread, from now on, does not hand the connection on beneath it."""
         state: State = entry.state
         if entry.holder != holder:
             return False
@@ -1327,7 +1331,8 @@ class Core(Mutexed):
         return True
 
     @section
-    def _end_call(self, entry: Entry) -> None:
+    def end_call(self, entry: Entry) -> None:
+        """It has ended."""
         state: State = entry.state
         state.calls -= 1
 

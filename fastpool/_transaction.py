@@ -56,11 +56,12 @@ class Transaction:
         self._savepoint = ""
         self._modes = transaction_modes(isolation, read_only, deferrable)
 
-    def _entry(self) -> Entry:
-        return self._lease._entry_of(self._turnaround.core)
-
     def __enter__(self) -> Any:
-        entry = self._entry()
+        with self._turnaround.call_through(self._lease) as entry:
+            self._begin(entry)
+        return self._lease
+
+    def _begin(self, entry: Entry) -> None:
         driver = self._turnaround.driver
         if not entry.state.flags & TRANSACTION:
             driver.control(entry.conn, " ".join(["BEGIN", *self._modes]))
@@ -72,16 +73,15 @@ class Transaction:
         else:
             self._savepoint = f"fastpool_{id(self):x}"
             driver.control(entry.conn, f"SAVEPOINT {self._savepoint}")
-        return self._lease
 
     def __exit__(self, exc_type: Any, exc: Any, traceback: Any) -> None:
         if exc_type is None:
-            self._end()
+            with self._turnaround.call_through(self._lease) as entry:
+                self._end(entry)
         else:
             self._try_undo()
 
-    def _end(self) -> None:
-        entry = self._entry()
+    def _end(self, entry: Entry) -> None:
         flags = entry.state.flags
         if flags & (BUSY | DIRTY | CLOSED):
             raise lost()
@@ -98,12 +98,12 @@ class Transaction:
     def _try_undo(self) -> None:
         """:meth:`_undo` before an error that says more than its own would."""
         try:
-            self._undo()
+            with self._turnaround.call_through(self._lease) as entry:
+                self._undo(entry)
         except Exception as error:  # the release sees to the rest
             self._turnaround.log.info("rollback_failed", "a rollback failed: %s", error)
 
-    def _undo(self) -> None:
-        entry = self._entry()
+    def _undo(self, entry: Entry) -> None:
         flags = entry.state.flags
         if flags & (BUSY | DIRTY | CLOSED) or not flags & TRANSACTION:
             return  # the release closes it, or the user has ended it

@@ -37,7 +37,7 @@ from .drivers.base import (
     TRANSACTION,
     Driver,
 )
-from .errors import DeadlineExceeded, PoolError, TransactionAborted
+from .errors import ConnectionReleased, DeadlineExceeded, PoolError, TransactionAborted
 
 __all__ = ["DEAD", "Turnaround", "aborted", "lost"]
 
@@ -300,6 +300,20 @@ class Turnaround:
         entry.state.deadline = math.inf
         with _deadline.lifted():
             yield
+
+    @contextmanager
+    def call_through(self, lease: Lease) -> Iterator[Entry]:
+        """What *lease* holds, which nobody else gets meanwhile, whoever gives it back.
+
+        Raises ``ConnectionReleased``.
+        """
+        entry = lease._entry_of(self.core)
+        if not self.core.begin_call(entry, id(lease)):
+            raise ConnectionReleased("the connection was given back to the pool")
+        try:
+            yield entry
+        finally:
+            self.core.end_call(entry)
 
     def cancel(self, lease: Lease, timeout: float) -> None:
         """What ``lease.cancel()`` does."""

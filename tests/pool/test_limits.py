@@ -450,3 +450,43 @@ def test_a_return_beneath_a_call(make: Make, spawn: Spawn, monkeypatch: pytest.M
         conn.run("SELECT 1")
         assert conn.statements == ["BEGIN", "SELECT 1"]
     assert pool.stats().closed == {"broken": 1}
+
+
+@pytest.mark.parametrize("ends", ["block", "transaction"])
+def test_a_return_beneath_a_commit(make: Make, spawn: Spawn, driver: StubDriver, ends: str) -> None:
+    """A block whose connection another thread gives back while it is about to commit
+    commits nothing of the next user's."""
+    pool = make(max_size=1)
+    about_to, given_back = threading.Event(), threading.Event()
+    turnaround = pool._house.turnaround
+    commit = turnaround.commit
+
+    def slowly(entry: Any) -> None:
+        about_to.set()
+        given_back.wait(PATIENCE)
+        commit(entry)
+
+    turnaround.commit = slowly  # type: ignore[method-assign]
+
+    def work() -> None:
+        if ends == "block":
+            with pool.connection() as conn:
+                held.append(conn)
+                conn.run("BEGIN")
+        else:
+            with pool.transaction() as conn:
+                held.append(conn)
+
+    held: list[Any] = []
+    worker = spawn(work)
+    assert about_to.wait(PATIENCE)
+    held.pop().release()
+    with pool.connection(PATIENCE) as conn:
+        conn.run("BEGIN")
+        turnaround.commit = commit  # type: ignore[method-assign]
+        given_back.set()
+        with pytest.raises(Exception):  # noqa: B017, PT011  its connection is closed
+            worker.result()
+        assert conn.statements == ["BEGIN"]
+    assert pool.stats().closed == {"broken": 1}
+    assert driver.connections[-1].statements == ["BEGIN", "COMMIT"]

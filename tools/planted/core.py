@@ -249,6 +249,22 @@ RETURN = [
         "tests/pool/test_limits.py::test_a_return_beneath_a_call",
     ),
     Mutant(
+        "next-users-work-is-committed",
+        CORE,
+        """\
+            if core.begin_call(entry, token(self)):
+                try:
+                    core.house.finish(entry)
+                finally:
+                    core.end_call(entry)
+""",
+        """\
+            if entry.holder == token(self):
+                core.house.finish(entry)
+""",
+        "tests/pool/test_limits.py::test_a_return_beneath_a_commit",
+    ),
+    Mutant(
         "call-slips-into-a-return",
         CORE,
         "            state.share(self)",
