@@ -3,6 +3,10 @@
 Such a limit is a time on ``time.monotonic()`` in a context variable: each thread,
 and each asyncio task, has its own. It is looked up where somebody waits and where
 bytes are sent, so it costs nothing where neither happens.
+
+An interrupt (Ctrl-C) may strike at the very beginning or end of a block, and then
+nobody resets the variable. So it only refers to the limit, whose life is the block's:
+what is left of an interrupted block is no limit for what its thread does next.
 """
 
 from __future__ import annotations
@@ -11,18 +15,48 @@ import contextlib
 import inspect
 import math
 import time
+import weakref
 from collections.abc import Iterator
 from contextvars import ContextVar, Token
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import errors
 
 __all__ = ["current", "deadline", "lifted"]
 
-_current: ContextVar[float] = ContextVar("fastpool_deadline", default=math.inf)
 
-current = _current.get
-"""The deadline in force here, on ``time.monotonic()``; ``math.inf`` for none."""
+class _Block:
+    """Alive from the begin of a block to its end, however that comes."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Limit(NamedTuple):
+    """What the variable holds: no limit any more, once the block is over."""
+
+    block: weakref.ref[_Block]
+    until: float
+    outer: _Limit | None
+
+
+_current: ContextVar[_Limit | None] = ContextVar("fastpool_deadline", default=None)
+
+
+def _in_force() -> _Limit | None:
+    limit = _current.get()
+    while limit is not None and limit.block() is None:
+        limit = limit.outer
+    return limit
+
+
+def current() -> float:
+    """The deadline in force here, on ``time.monotonic()``; ``math.inf`` for none."""
+    limit = _in_force()
+    return math.inf if limit is None else limit.until
+
+
+def _begin(block: _Block, until: float) -> Token[_Limit | None]:
+    return _current.set(_Limit(weakref.ref(block), until, _in_force()))
 
 
 class deadline(contextlib.ContextDecorator):
@@ -47,7 +81,7 @@ class deadline(contextlib.ContextDecorator):
 
     def __init__(self, seconds: float) -> None:
         self._seconds = errors.seconds("deadline", seconds, "already over")
-        self._tokens: list[Token[float]] = []
+        self._blocks: list[tuple[_Block, Token[_Limit | None]]] = []
 
     def __call__(self, function: Any) -> Any:
         kinds = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
@@ -62,11 +96,14 @@ class deadline(contextlib.ContextDecorator):
         return type(self)(self._seconds)  # a decorated function may run in several threads
 
     def __enter__(self) -> deadline:
-        self._tokens.append(_current.set(min(current(), time.monotonic() + self._seconds)))
+        block = _Block()
+        token = _begin(block, min(current(), time.monotonic() + self._seconds))
+        self._blocks.append((block, token))
         return self
 
     def __exit__(self, *_exc_info: Any) -> None:
-        _current.reset(self._tokens.pop())
+        _block, token = self._blocks.pop()
+        _current.reset(token)
 
     @staticmethod
     def remaining() -> float:
@@ -78,7 +115,8 @@ class deadline(contextlib.ContextDecorator):
 @contextlib.contextmanager
 def lifted() -> Iterator[None]:
     """No deadline inside: for the pool's own work on a connection between two users."""
-    token = _current.set(math.inf)
+    block = _Block()
+    token = _begin(block, math.inf)
     try:
         yield
     finally:

@@ -7,7 +7,16 @@ from dataclasses import dataclass
 
 from ._bank import Audit, Caller, Job
 
-__all__ = ["Act", "AtRest", "Kill", "Report", "measure", "measure_kills", "milliseconds"]
+__all__ = [
+    "Act",
+    "AtRest",
+    "Kill",
+    "Report",
+    "measure",
+    "measure_kills",
+    "milliseconds",
+    "quantile",
+]
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def milliseconds(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds * 1000:.1f}"
 
 
-def _quantile(ordered: list[float], q: float) -> float | None:
+def quantile(ordered: list[float], q: float) -> float | None:
     """The smallest value that the part *q* of all does not exceed."""
     return ordered[max(0, math.ceil(q * len(ordered)) - 1)] if ordered else None
 
@@ -140,8 +149,8 @@ def measure(name: str, jobs: list[Job], connections_made: int) -> Act:
         jobs=len(times),
         errors=len(jobs) - len(times),
         jobs_per_second=len(times) / duration,
-        p50_seconds=_quantile(times, 0.5),
-        p99_seconds=_quantile(times, 0.99),
+        p50_seconds=quantile(times, 0.5),
+        p99_seconds=quantile(times, 0.99),
         worst_wait_seconds=max((job.wait for job in jobs if job.wait is not None), default=None),
         connections_made=connections_made,
     )

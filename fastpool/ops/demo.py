@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
 import json
 import math
 import os
@@ -41,6 +40,7 @@ from ..errors import PoolError
 from ..pool import Pool
 from . import CommandError
 from ._bank import ACCOUNTS, READS_PER_TRANSFER, Bank, Caller, Job, Load
+from ._progress import progress
 from ._report import Act, AtRest, Kill, Report, measure, measure_kills, milliseconds
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -264,7 +264,7 @@ class _Demo:
     def load(self, callers: list[Caller], title: str, kills: int = 0) -> list[tuple[float, int]]:
         """Let *callers* work, with a progress bar; when and how much was killed."""
         killed: list[tuple[float, int]] = []
-        with _bar(self.seconds) as show, Load(callers) as load:
+        with progress(self.seconds) as show, Load(callers) as load:
             load.start()
             began = time.perf_counter()
             while True:
@@ -294,29 +294,6 @@ class _Demo:
     def say_errors(self, jobs: list[Job]) -> None:
         for error, times in Counter(job.error for job in jobs if job.error).most_common(3):
             self.say(f"{times} x {error}", indent="     ")
-
-
-@contextlib.contextmanager
-def _bar(seconds: float) -> Iterator[Callable[[float, str], None]]:
-    """A progress bar on a terminal, where tqdm is installed; else nothing."""
-    if importlib.util.find_spec("tqdm") is None:
-        yield lambda elapsed, text: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(
-        total=seconds,
-        bar_format="   |{bar:30}| {percentage:3.0f} %  {desc}",
-        file=sys.stderr,
-        leave=False,
-        disable=None,  # shown on terminals only
-    ) as bar:
-
-        def show(elapsed: float, text: str) -> None:
-            bar.set_description_str(text, refresh=False)
-            bar.update(min(elapsed, seconds) - bar.n)
-
-        yield show
 
 
 # -- the command ---------------------------------------------------------------

@@ -5,10 +5,13 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import math
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -23,6 +26,7 @@ from fastpool import (
     PoolTimeout,
     RetryPolicy,
     TransactionAborted,
+    _deadline,
 )
 from fastpool.testing import StubConnection, StubDriver, StubError
 
@@ -445,3 +449,59 @@ def test_a_released_lease_cancels_nobody(make: Make, driver: StubDriver) -> None
     with pool.acquire() as conn, pytest.raises(ConfigError, match="timeout"):
         conn.cancel(-1)  # type: ignore[attr-defined]
     assert driver.counts["cancel"] == 0
+
+
+def test_an_interrupt_leaves_no_deadline_behind() -> None:
+    """Wherever a block is interrupted, at its very begin or end too, its thread is free of
+    the deadline afterwards, and under the outer one still."""
+
+    class Interrupt(BaseException):
+        pass
+
+    def blocks() -> None:
+        with fastpool.deadline(100.0), fastpool.deadline(0.0), _deadline.lifted():
+            pass
+
+    def struck(point: int) -> bool:
+        """Interrupt *blocks* at that point; False when it has no so many."""
+        left = point
+
+        def look(frame: FrameType, event: str, arg: object) -> Any:
+            nonlocal left
+            if frame.f_code.co_filename not in (_deadline.__file__, contextlib.__file__):
+                return look if frame.f_code is blocks.__code__ else None
+            frame.f_trace_opcodes = True
+            if event in ("call", "opcode"):
+                left -= 1
+                if left == 0:
+                    raise Interrupt
+            return look
+
+        before = sys.gettrace()
+        sys.settrace(look)
+        try:
+            blocks()
+        except Interrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    point = 1
+    with fastpool.deadline(1000.0):
+        outer = _deadline.current()
+        while struck(point):
+            assert _deadline.current() == outer, point
+            point += 1
+    assert point > 100
+    assert _deadline.current() == math.inf
+
+
+def test_a_block_that_is_left_for_good() -> None:
+    """A limit lives as long as its block, whoever still has the variable's copy."""
+    block = fastpool.deadline(0.0)
+    block.__enter__()
+    copied = contextvars.copy_context()
+    assert copied.run(_deadline.current) < math.inf
+    del block
+    assert _deadline.current() == copied.run(_deadline.current) == math.inf

@@ -123,6 +123,16 @@ DRIVER = [
 
 DEADLINES = [
     Mutant(
+        "deadline-outlives-its-block",
+        DEADLINE,
+        """\
+    while limit is not None and limit.block() is None:
+        limit = limit.outer
+""",
+        "",
+        "tests/pool/test_deadlines.py::test_an_interrupt_leaves_no_deadline_behind",
+    ),
+    Mutant(
         "deadline-ends-with-the-wait",
         CORE,
         "            entry.state.deadline = until\n",
