@@ -149,8 +149,8 @@ DEADLINES = [
     Mutant(
         "inner-deadline-may-be-later",
         DEADLINE,
-        "_current.set(min(current(), time.monotonic() + self._seconds))",
-        "_current.set(time.monotonic() + self._seconds)",
+        "min(current(), time.monotonic() + self._seconds)",
+        "time.monotonic() + self._seconds",
         POOL_TESTS + "test_inner_ones_only_shorten",
     ),
     Mutant(
