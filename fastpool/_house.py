@@ -374,6 +374,8 @@ class House:
             created=opener.created,
             dial_time=opener.dial_time,
             dial_histogram=tuple(opener.dial_histogram),
+            check_time=self.turnaround.check_time,
+            check_histogram=tuple(self.turnaround.check_histogram),
             use_time=seen["use_time"],
             use_histogram=seen["use_histogram"],
             closed=dict(self.keeper.closed),

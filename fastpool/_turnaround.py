@@ -38,6 +38,7 @@ from .drivers.base import (
     Driver,
 )
 from .errors import ConnectionReleased, DeadlineExceeded, PoolError, TransactionAborted
+from .stats import BUCKETS, bucket
 
 __all__ = ["DEAD", "Turnaround", "aborted", "lost"]
 
@@ -81,6 +82,10 @@ class Turnaround:
         # Notified when a cancel request has ended.
         self._cancels = threading.Condition()
         self._told_of_leak = False
+        self.check_time = 0.0
+        """Seconds spent in round trips that looked whether a connection lives."""
+        self.check_histogram = [0] * BUCKETS
+        """Of those round trips, as the core's of waits."""
 
     # -- checkout --------------------------------------------------------------
 
@@ -128,8 +133,14 @@ class Turnaround:
     def examine(self, entry: Entry, timeout: float) -> str | None:
         """One round trip in *timeout* seconds. ``None``: alive, clean, and its server
         still of the kind that is wanted; else why it is to be closed."""
+        began = time.monotonic()
         try:
-            self.driver.ping(entry.conn, timeout)
+            try:
+                self.driver.ping(entry.conn, timeout)
+            finally:
+                seconds = time.monotonic() - began
+                self.check_time += seconds
+                self.check_histogram[bucket(seconds)] += 1
             # What the server had to tell meanwhile is no user's doing.
             return self.settle_flags(entry) or self._check_role(entry)
         except Exception as error:

@@ -177,6 +177,10 @@ class PoolStats:
     """Summed over the attempts that ended well."""
     dial_histogram: tuple[int, ...] = ()
     """Of those attempts, as :attr:`wait_histogram`."""
+    check_time: float = 0.0
+    """Summed over the round trips that looked whether a connection lives."""
+    check_histogram: tuple[int, ...] = ()
+    """Of those round trips, as :attr:`wait_histogram`."""
     use_time: float = 0.0
     """Summed over all uses that have ended, from acquire to release. Uses are timed by
     the scheduler's clock, which is up to 4 ms coarse; the sum is right on average."""

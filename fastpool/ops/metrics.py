@@ -87,6 +87,12 @@ _FAMILIES = (
         "Attempts to connect that ended well.",
         lambda s, _: (s.dial_histogram, s.dial_time),
     ),
+    _Family(
+        "connection_check_seconds",
+        "histogram",
+        "Round trips that looked whether a connection is alive.",
+        lambda s, _: (s.check_histogram, s.check_time),
+    ),
     _Family("connections_created", "counter", "Connections made.", lambda s, _: s.created),
     _Family("connect_attempts", "counter", "Attempts to connect.", lambda s, _: s.dials),
     _Family("connect_failures", "counter", "Those that failed.", lambda s, _: s.dial_failures),

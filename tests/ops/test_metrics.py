@@ -59,6 +59,7 @@ def test_prometheus(make: Make, spawn: Spawn) -> None:
         "acquire_wait_seconds": "histogram",
         "connection_use_seconds": "histogram",
         "connection_create_seconds": "histogram",
+        "connection_check_seconds": "histogram",
         "connections_created": "counter",
         "connect_attempts": "counter",
         "connect_failures": "counter",

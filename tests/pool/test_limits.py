@@ -301,6 +301,10 @@ def test_ping_check(make: Make, driver: StubDriver) -> None:
     driver.connections[0].kill()
     with pool.connection() as conn:
         assert conn.number == 2
+    # Each is timed, the one that found out too; a socket that is closed needs no ping.
+    stats = pool.stats()
+    assert sum(stats.check_histogram) == driver.counts["ping"]
+    assert 0 < stats.check_time < PATIENCE
 
 
 class BlocksOnce(threading.Event):
