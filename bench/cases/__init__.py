@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 from ..report import Row
 from ..stage import Bench
-from .checkout import checkout, socket_check
+from .checkout import checkout, scraped, socket_check
 from .contention import (
     computing,
     crowded,
@@ -32,6 +32,7 @@ Group = Callable[[Bench], Iterator[Row]]
 FIGURES: dict[str, Group] = {
     "checkout": checkout,
     "socket": socket_check,
+    "scraped": scraped,
     "fairness": fairness,
     "crowded": crowded,
     "zero-hold": zero_hold,

@@ -9,17 +9,19 @@ import struct
 import sys
 import threading
 import time
+import timeit
 from collections.abc import Iterator
 from statistics import median
 
 import fastpool
+from fastpool.testing import StubDriver
 
-from ..measure import Case, interleave
+from ..measure import Case, alternate, interleave
 from ..peers import PEERS, Spec, contenders, ours, visit
 from ..report import Row, compiled, optimised_build
 from ..stage import Bench
 
-__all__ = ["checkout", "socket_check"]
+__all__ = ["checkout", "scraped", "socket_check"]
 
 
 def less(values: list[float], *others: list[float]) -> list[float]:
@@ -110,3 +112,39 @@ def socket_check(bench: Bench) -> Iterator[Row]:
         target=compiled("<=", 2.0),
         note=f"a bare poll: {1e9 * median(poll):.0f} ns",
     )
+
+
+def scraped(bench: Bench) -> Iterator[Row]:
+    """Checkouts while another thread reads the metrics every 10 ms, by the wall clock."""
+    from fastpool.ops import exposition
+
+    on, over = threading.Event(), threading.Event()
+    with fastpool.Pool(driver=StubDriver(), min_size=1, max_size=4) as pool:
+        pool.wait()
+
+        def scrape() -> None:
+            while not over.wait(0.01):
+                if on.is_set():
+                    exposition(pool)
+
+        timer = timeit.Timer(visit(pool))
+        calls = max(1, round(0.1 / (timer.timeit(1000) / 1000)))
+
+        def watched() -> float:
+            on.set()
+            try:
+                return timer.timeit(calls)
+            finally:
+                on.clear()
+
+        scraper = threading.Thread(target=scrape)
+        scraper.start()
+        try:
+            samples = {"watched": watched, "alone": lambda: timer.timeit(calls)}
+            times = alternate(samples, bench.effort)
+        finally:
+            over.set()
+            scraper.join()
+    left, right = ([t / calls for t in times[name]] for name in ("watched", "alone"))
+    name = "checkout, metrics read every 10 ms / never"
+    yield Row(name, left, right, target=("<=", 1.05))
