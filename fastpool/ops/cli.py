@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import CommandError, demo
+from . import CommandError, demo, serving
 
 __all__ = ["main"]
 
-_COMMANDS = {"demo": demo}
+_COMMANDS = {"demo": demo, "serve": serving}
 # A connection string, in either of its forms, may hold a password.
 _MAYBE_SECRET = re.compile(r"\S*(?:://|=)\S*")
 
