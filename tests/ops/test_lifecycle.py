@@ -319,7 +319,7 @@ def test_a_childs_signal(make: Make, serving: Serving, spawn: Spawn, log: Log) -
         if child == 0:
             try:
                 kill()
-                time.sleep(20)
+                eventually(lambda: False, "it has ended", timeout=5.0)
             finally:
                 os._exit(0)
         _, status = os.waitpid(child, 0)
