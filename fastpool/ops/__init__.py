@@ -1,8 +1,9 @@
-"""What operators use: health, probes, a page, metrics, logs, and the command line.
+"""What operators use: health, probes, a page, metrics, logs, an orderly end, the command line.
 
 ::
 
-    from fastpool.ops import HealthChecker, KubernetesProbes, StatsLogger, admin, probes, serve
+    from fastpool.ops import HealthChecker, KubernetesProbes, StatsLogger, admin, probes
+    from fastpool.ops import run_until_signal, serve
 
 Nothing below imports from here, and a name is loaded when it is first used. A command
 is a module with ``HELP`` (one line), ``add_arguments(parser)`` and ``run(args) -> int``,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
         ProbeResult,
     )
     from .http import Admin, App, Probes, admin, mount, probes
+    from .lifecycle import run_until_signal
     from .logs import StatsLogger
     from .metrics import MissingPackage, PrometheusCollector, exposition, instrument
 
@@ -46,6 +48,7 @@ __all__ = [
     "instrument",
     "mount",
     "probes",
+    "run_until_signal",
     "serve",
 ]
 
@@ -59,6 +62,7 @@ _HOMES = {
         "ProbeResult",
     ),
     "http": ("Admin", "App", "Probes", "admin", "mount", "probes"),
+    "lifecycle": ("run_until_signal",),
     "logs": ("StatsLogger",),
     "metrics": ("MissingPackage", "PrometheusCollector", "exposition", "instrument"),
 }

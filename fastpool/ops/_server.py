@@ -147,16 +147,17 @@ class Server:
 
     def close(self, timeout: float = 30.0) -> None:
         """Accept no more, let requests in progress end for *timeout* seconds, then cut
-        them off. Idempotent."""
+        them off. Idempotent; a call from another thread may hurry one that waits."""
         with self._closing:
             if self._thread.is_alive():
                 self._listener.shutdown()
                 self._thread.join()
             self._listener.server_close()
-            self._listener.drain(timeout)
+        self._listener.drain(timeout)
         close = getattr(self.app, "close", None)
         if close is not None:
-            close()
+            with self._closing:
+                close()
 
     def __enter__(self) -> Server:
         return self
@@ -248,6 +249,8 @@ class _Listener(socketserver.ThreadingTCPServer):
             self._changed.wait_for(lambda: not self._busy(), timeout)
             left = self._busy()
             self._hang_up("reading", "answering", "sending")
+            self._doing.clear()  # nobody waits for them any more
+            self._changed.notify_all()
         if left:
             _log.warning("cut_off", "HTTP server: %d requests were cut off", left)
 

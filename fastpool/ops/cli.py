@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from . import CommandError, demo, load, ping, size
+from . import CommandError, demo, load, ping, serving, size
 
 __all__ = ["main"]
 
-_COMMANDS = {"demo": demo, "load": load, "ping": ping, "size": size}
+_COMMANDS = {"demo": demo, "load": load, "ping": ping, "serve": serving, "size": size}
 # A connection string, in either of its forms, may hold a password.
 _MAYBE_SECRET = re.compile(r"\S*(?:://|=)\S*")
 

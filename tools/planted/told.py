@@ -11,6 +11,7 @@ HTTP = "fastpool/ops/http.py"
 SERVER = "fastpool/ops/_server.py"
 HISTORY = "fastpool/ops/_history.py"
 METRICS = "fastpool/ops/metrics.py"
+LIFECYCLE = "fastpool/ops/lifecycle.py"
 
 EXPLAINING = [
     Mutant(
@@ -327,5 +328,60 @@ OPERATIONS = [
         "return pool is None or is_closed(pool)",
         "return pool is None",
         OPS_TESTS + "test_logs.py::test_ends_with_the_pool",
+    ),
+    Mutant(
+        "each-step-has-the-whole-grace",
+        LIFECYCLE,
+        "max(0.0, self._ends - time.monotonic())",
+        "self._ends - self._began",
+        OPS_TESTS + "test_lifecycle.py::test_one_deadline",
+    ),
+    Mutant(
+        "pool-closes-under-its-requests",
+        LIFECYCLE,
+        """\
+            steps.callback(self._close_pools)
+            steps.callback(self._close_server)
+""",
+        """\
+            steps.callback(self._close_server)
+            steps.callback(self._close_pools)
+""",
+        OPS_TESTS + "test_lifecycle.py::test_requests_end_before_the_pool",
+    ),
+    Mutant(
+        "ready-until-the-end",
+        LIFECYCLE,
+        "            self._set_ready(False)\n",
+        "",
+        OPS_TESTS + "test_lifecycle.py::test_drain",
+    ),
+    Mutant(
+        "nobody-hears-the-second-signal",
+        LIFECYCLE,
+        "                end.hurry()\n",
+        "",
+        OPS_TESTS + "test_lifecycle.py::test_a_second_signal",
+    ),
+    Mutant(
+        "a-servers-end-is-no-error",
+        LIFECYCLE,
+        "            return None, error\n",
+        "            return None, None\n",
+        OPS_TESTS + "test_lifecycle.py::test_a_server_that_breaks_down",
+    ),
+    Mutant(
+        "a-childs-signal-is-its-parents",
+        LIFECYCLE,
+        "if os.getpid() == self._pid:",
+        "if True:",
+        OPS_TESTS + "test_lifecycle.py::test_a_childs_signal",
+    ),
+    Mutant(
+        "requests-cut-off-are-waited-for",
+        SERVER,
+        "            self._doing.clear()  # nobody waits for them any more\n",
+        "",
+        OPS_TESTS + "test_lifecycle.py::test_a_second_signal",
     ),
 ]
