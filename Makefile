@@ -6,7 +6,8 @@ RUN = .venv/bin
 # For tools that call others by name.
 ON_PATH = PATH="$(CURDIR)/$(RUN):$$PATH"
 
-.PHONY: help demo test lint soak bench bench-smoke bench-quick bench-full figures mutants wheel clean
+.PHONY: help demo test lint soak docs bench bench-smoke bench-quick bench-full figures mutants
+.PHONY: wheel clean
 # The targets share .venv, so they run one after the other.
 .NOTPARALLEL:
 
@@ -15,6 +16,7 @@ help:
 	@echo "make test     run the tests"
 	@echo "make lint     check style, types and the generated file"
 	@echo "make soak     mixed work on real servers while everything fails, for SOAK_SECONDS (60)"
+	@echo "make docs     build the pages into build/docs; a warning is an error"
 	@echo "make bench    run the benchmarks and write docs/benchmarks.md (9 minutes; also"
 	@echo "              bench-quick: two, only printed; bench-full: the whole grid, hours)"
 	@echo "make figures  measure every figure that has a target, and judge it"
@@ -42,6 +44,11 @@ lint:
 soak:
 	@$(VENV) test
 	PYTHONPATH=tests $(RUN)/python -m soak
+
+docs:
+	@$(VENV) docs
+	$(RUN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "build/docs/index.html"
 
 bench bench-full:
 	@$(VENV) bench
