@@ -7,7 +7,7 @@ import os
 # The interpreted core has the docstrings that Sphinx can read.
 os.environ["FASTPOOL_IMPL"] = "python"
 
-import fastpool  # noqa: E402  after the choice of the core
+import fastpool
 
 project = "fastpool"
 author = copyright = "the fastpool authors"

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from integration.kit import Admin
 
 import fastpool
+from fastpool import ops
 from fastpool.testing import LocalPostgres
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,29 @@ def test_blocks_run(page: Path, server: LocalPostgres) -> None:
         for block in BLOCK.findall(page.read_text("utf-8")):
             code = compile(block.replace(ANY, server.dsn), str(page), "exec")
             exec(code, names)
+
+
+def test_readme_runs(server: LocalPostgres, admin: Admin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each block of the README by itself, on any two ports, to an end without a signal."""
+
+    def end(server: ops.Server, pool: fastpool.Pool[Any]) -> bool:
+        server.close()
+        return True
+
+    monkeypatch.setattr(ops, "run_until_signal", end)
+    blocks = BLOCK.findall((ROOT / "README.md").read_text("utf-8"))
+    assert len(blocks) >= 4
+    admin.run("CREATE TABLE t (a int)")
+    try:
+        for block in blocks:
+            code = re.sub(r'"[^"]*:80[0-9]+"', '"127.0.0.1:0"', block).replace(ANY, server.dsn)
+            with fastpool.Pool(server.dsn) as pool:
+                names: dict[str, Any] = {"fastpool": fastpool, "pool": pool}
+                exec(compile(code, "README.md", "exec"), names)
+            if "page" in names:
+                names["page"].close()
+    finally:
+        admin.run("DROP TABLE t")
 
 
 def test_settings_of_the_readme() -> None:
