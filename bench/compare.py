@@ -48,14 +48,15 @@ TOLERANCE = {"ns": 0.05, "instructions": 0.02, "round trips": 0.0}
 PLANTS = {
     "delay": (
         "fastpool/_core.pyx",
-        "        state: State = entry.state\n        waiter: Waiter\n",
+        "        state: State = entry.state\n        idle: Entry\n",
         "        state: State = entry.state\n"
-        "        monotonic()\n        monotonic()\n        waiter: Waiter\n",
+        "        monotonic()\n        monotonic()\n        idle: Entry\n",
     ),
     "trip": (
         "fastpool/pool.py",
-        "            return conn.run(sql, **params)",
-        '            conn.run("SELECT 1")\n            return conn.run(sql, **params)',
+        "            return conn.driver_connection.run(sql, **params)",
+        '            conn.run("SELECT 1")\n'
+        "            return conn.driver_connection.run(sql, **params)",
     ),
 }
 """Known slowdowns, to see that a comparison sees them: reading a clock twice in each
