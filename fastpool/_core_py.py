@@ -1083,6 +1083,7 @@ class Core(Mutexed):
             place = frame.f_globals
             if place is _skip or place is _also:
                 frame = site(_skip, _also, frame)
+            del place  # the caller's globals are nothing for a traceback's locals
             code = frame.f_code
             lasti = frame.f_lasti
         except (AttributeError, ValueError):
