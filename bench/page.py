@@ -54,6 +54,7 @@ measured is the pool. `fastpool` is the compiled core unless it says otherwise.
 TITLES = {
     "checkout": "Checkouts",
     "socket": "The socket check",
+    "scraped": "Beside a scraper",
     "fairness": "Waiting: how long, compared with the ideal",
     "crowded": "Waiting: the longest waits of all pools",
     "zero-hold": "Waiting: nothing but checkouts",

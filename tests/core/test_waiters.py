@@ -122,6 +122,14 @@ def test_dials_in_flight_are_enough(make: MakeRig) -> None:
     assert [rig.core.begin_dial() is None for _ in range(3)] == [False, False, True]
 
 
+def test_no_more_dials_than_slots(make: MakeRig) -> None:
+    """However many wait, no dial is begun beyond max_size."""
+    rig = make(max_size=2, clock=Clock())
+    queue(rig, 5)
+    assert [rig.core.begin_dial() is None for _ in range(3)] == [False, False, True]
+    assert rig.core.deficit() <= 0
+
+
 def test_timeout(make: MakeRig) -> None:
     """Who has waited long enough is told so, with how long it was, and has left the line."""
     rig = make(1)

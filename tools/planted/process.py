@@ -49,7 +49,7 @@ MATRIX = [
             if wanted > self.ceiling - self.size:
                 wanted = self.ceiling - self.size + 1
 """,
-        "tests/pool/test_matrix.py::test_whole_whatever_happens[slow-in-a-hurry]",
+        "tests/core/test_waiters.py::test_no_more_dials_than_slots",
     ),
 ]
 
