@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TextIO
 
 from pg8000.exceptions import DatabaseError, InterfaceError
 
@@ -72,7 +70,6 @@ def run(args: argparse.Namespace) -> int:
     sizes = _sizes(args.sizes)
     if not args.seconds > 0 or args.callers < 1:
         raise CommandError("--seconds and --callers: expected more than 0")
-    out = sys.stderr if args.json else sys.stdout
     steps = []
     with progress(len(sizes) * args.seconds) as show:
         for done, size in enumerate(sizes):
@@ -86,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
         report = {"recommended": best.size, "steps": [asdict(step) for step in steps]}
         print(json.dumps(report))
     else:
-        _draw(steps, best, out)
+        _draw(steps, best)
     return 1 if any(step.errors for step in steps) else 0
 
 
@@ -160,20 +157,18 @@ def _measure(args: argparse.Namespace, size: int, tell: Callable[[float], None])
     return Step(size, (len(times) - len(failed)) / seconds, p50, p99, len(failed))
 
 
-def _draw(steps: list[Step], best: Step, out: TextIO) -> None:
+def _draw(steps: list[Step], best: Step) -> None:
     most = max(step.per_second for step in steps)
-    print(f"{'size':>5} {'per second':>12} {'p50 ms':>10} {'p99 ms':>10}", file=out)
+    print(f"{'size':>5} {'per second':>12} {'p50 ms':>10} {'p99 ms':>10}")
     for step in steps:
         bar = "#" * max(1, round(_WIDTH * step.per_second / most))
         mark = "  <- enough" if step is best else ""
         failed = f"  {step.errors} failed" if step.errors else ""
         print(
             f"{step.size:5} {step.per_second:12,.0f} {milliseconds(step.p50_seconds):>10} "
-            f"{milliseconds(step.p99_seconds):>10}  {bar}{mark}{failed}",
-            file=out,
+            f"{milliseconds(step.p99_seconds):>10}  {bar}{mark}{failed}"
         )
     print(
         f"\nmax_size={best.size}: within {100 - 100 * _ENOUGH:.0f} % of the best throughput. "
-        "More connections only queue in the server.",
-        file=out,
+        "More connections only queue in the server."
     )

@@ -210,7 +210,7 @@ def _steps(hosts: Hosts, index: int, timeout: float) -> Iterator[tuple[str, str]
         yield "tls", _attempt("tls", lambda until: _shake_hands(endpoint, params, until), timeout)
 
     driver, state = Native(), State()
-    params["application_name"] = params.get("application_name", "fastpool ping")
+    params.setdefault("application_name", "fastpool ping")
     try:
         conn = _attempt(
             "authentication", lambda until: driver.connect(params, state, until), timeout

@@ -22,16 +22,16 @@ _numbers = itertools.count(1)
 @pytest.fixture(scope="session")
 def server() -> Iterator[LocalPostgres]:
     """A server that trusts everybody."""
-    yield from _start(LocalPostgres(settings={"max_connections": 80}))
+    yield from started(LocalPostgres(settings={"max_connections": 80}))
 
 
 @pytest.fixture(scope="module")
 def locked_server() -> Iterator[LocalPostgres]:
     """A server with passwords, for the module that may stop it."""
-    yield from _start(LocalPostgres(password="se:cr@t/ü"))
+    yield from started(LocalPostgres(password="se:cr@t/ü"))
 
 
-def _start(pg: LocalPostgres) -> Iterator[LocalPostgres]:
+def started(pg: LocalPostgres) -> Iterator[LocalPostgres]:
     try:
         pg.start()
     except FileNotFoundError as error:

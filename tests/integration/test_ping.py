@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from integration.conftest import MakePool
-from support import need
+from integration.conftest import MakePool, started
 
 from fastpool.ops import cli
 from fastpool.ops.ping import LAYERS
@@ -22,13 +21,8 @@ Capture = pytest.CaptureFixture[str]
 def small_server() -> Iterator[LocalPostgres]:
     """Has passwords, and room for two."""
     settings = {"max_connections": 4, "superuser_reserved_connections": 0, "max_wal_senders": 0}
-    pg = LocalPostgres(password=SECRET, settings={**settings, "reserved_connections": 0})
-    try:
-        pg.start()
-    except FileNotFoundError as error:
-        need(False, str(error))
-    with pg:
-        yield pg
+    settings["reserved_connections"] = 0
+    yield from started(LocalPostgres(password=SECRET, settings=settings))
 
 
 def ping(capsys: Capture, dsn: str, *options: str) -> tuple[int, dict[str, Any]]:
