@@ -201,7 +201,7 @@ def listen(pool: PoolView[Any], channel: str) -> Listener:
     found out.
     """
     if not isinstance(pool, PoolView):
-        raise TypeError(f"pool: expected a Pool, not {reprlib.repr(pool)}")
+        raise TypeError(f"pool: expected a Pool, not {type(pool).__name__}")  # a DSN is secret
     if not isinstance(channel, str):
         raise TypeError(f"channel: expected a str, not {reprlib.repr(channel)}")
     if not 0 < len(channel.encode()) <= _LONGEST_NAME or "\0" in channel:
