@@ -170,7 +170,7 @@ def test_a_closed_pool_listens_to_nothing(make: Make) -> None:
 def test_what_cannot_be_listened_to(make: Make) -> None:
     """A wrong pool, name or time is refused, and nothing is dialled."""
     pool = make()
-    with pytest.raises(TypeError, match="^pool: expected a Pool, not str$"):
+    with pytest.raises(TypeError, match=r"^pool: expected a Pool, not str$"):
         fastpool.listen("postgresql://u:secret@host/db", "jobs")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="channel: expected a str, not 5"):
         fastpool.listen(pool, 5)  # type: ignore[arg-type]
