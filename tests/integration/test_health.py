@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from integration.conftest import MakePool, _start
+from integration.conftest import MakePool, started
 from integration.kit import Admin, eventually
 
 from fastpool import Pool
@@ -18,7 +18,7 @@ from fastpool.testing import LocalPostgres
 @pytest.fixture(scope="module")
 def mortal() -> Iterator[LocalPostgres]:
     """A server of this module's own, which it stops."""
-    yield from _start(LocalPostgres())
+    yield from started(LocalPostgres())
 
 
 def get(app: Probes, path: str) -> tuple[int, str]:

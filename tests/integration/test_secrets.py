@@ -26,7 +26,7 @@ import pg8000.native
 import pytest
 import scramp
 from drivers.kit import Script
-from integration.conftest import _start
+from integration.conftest import started
 from integration.kit import Admin, eventually
 from support import need
 
@@ -241,7 +241,7 @@ SOURCES = (
 @pytest.fixture(scope="module")
 def secretive() -> Iterator[LocalPostgres]:
     """A server whose users have the passwords of above."""
-    for server in _start(LocalPostgres(password=ODD)):
+    for server in started(LocalPostgres(password=ODD)):
         admin = Admin(server)
         admin.run(f"CREATE ROLE plain LOGIN SUPERUSER PASSWORD '{PLAIN}'")
         admin.close()
