@@ -71,14 +71,6 @@ def test_loads(tmp_path: Path) -> None:
         assert 0 < point["least"] <= point["most"]
 
 
-@pytest.mark.slow
-def test_everything_runs(tmp_path: Path) -> None:
-    """Every group yields a row, whether peers and a server are there or not."""
-    groups = evaluate("from bench.cases import GROUPS; print(json.dumps([*GROUPS]))")
-    found = smoke(",".join(groups), tmp_path / "found.json")
-    assert {row["group"] for row in found["rows"]} == set(groups)
-
-
 def test_figures_are_judged(tmp_path: Path) -> None:
     """The exit status is 1 exactly when a figure falls short."""
     found = tmp_path / "figures.json"

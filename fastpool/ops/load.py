@@ -14,11 +14,12 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from pg8000.exceptions import DatabaseError, InterfaceError
 
 from .._opener import describe
-from ..errors import PoolError
+from ..errors import PoolError, PoolTimeout
 from ..pool import Pool
 from . import CommandError
 from ._progress import progress
@@ -120,7 +121,7 @@ def _measure(args: argparse.Namespace, size: int, tell: Callable[[float], None])
             timeout=max(30.0, 10 * args.seconds),
         )
         with pool:
-            pool.wait()
+            _fill(pool)
             pool.run(args.query)  # once aside, so that a wrong one is told as such
 
             def call() -> None:
@@ -155,6 +156,18 @@ def _measure(args: argparse.Namespace, size: int, tell: Callable[[float], None])
     p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
     assert p50 is not None and p99 is not None  # each caller has ended one
     return Step(size, (len(times) - len(failed)) / seconds, p50, p99, len(failed))
+
+
+def _fill(pool: Pool[Any]) -> None:
+    """All of its connections are there. Raises at the first that the server refuses:
+    what a service waits for, the next try, is of no use to who measures."""
+    give_up = time.monotonic() + 30.0
+    while True:
+        try:
+            return pool.wait(0.5)
+        except PoolTimeout:
+            if pool.stats().last_connect_error is not None or time.monotonic() > give_up:
+                raise
 
 
 def _draw(steps: list[Step], best: Step) -> None:
