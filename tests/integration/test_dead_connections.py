@@ -84,9 +84,11 @@ def test_pinged_only_by_the_keeper(make_pool: MakePool) -> None:
 def test_check_none_finds_out_late(make_pool: MakePool, admin: Admin) -> None:
     """With check=None a dead connection is served, fails its user, and is not kept."""
     pool = make_pool(max_size=1, check=None)
-    admin.kill([pool.run(PID)[0][0]])
+    killed = pool.run(PID)[0][0]
+    admin.kill([killed])
     with pytest.raises(Exception, match="network error"):
-        pool.run("SELECT 1")
+        served = pool.run(PID)[0][0]
+        pytest.fail(f"{killed} was killed, {served} served; {pool.stats()}")
     assert pool.run("SELECT 1") == [[1]]
 
 
