@@ -10,38 +10,49 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qsl
 
-from work import databases, report
+from work import AWAY, databases, is_away, report, seconds
 
 import fastpool
 from fastpool.ops import KubernetesProbes, Probes, probes, run_until_signal, serve
 
 log = logging.getLogger("orders")
 
+AT_ONE_TIME = 48
+"""Requests of our own; with more the service is busy. The server takes 64: there is
+always room for a probe, so that load alone never has a pod restarted."""
+
 ROUTES: dict[str, Callable[[fastpool.Pool[Any], dict[str, str]], object]] = {
     "/databases": lambda pool, query: databases(pool),
-    "/report": lambda pool, query: report(pool, float(query.get("seconds", "1"))),
+    "/report": lambda pool, query: report(pool, seconds(query.get("seconds", "1"))),
 }
 
 
 def application(pool: fastpool.Pool[Any], health: Probes) -> Callable[..., Iterable[bytes]]:
     """The routes above; everything else is for the probes, which know what there is not."""
+    room = threading.BoundedSemaphore(AT_ONE_TIME)
 
     def app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         route = ROUTES.get(environ["PATH_INFO"])
         if route is None:
             return health(environ, start_response)
-        try:
-            body = route(pool, dict(parse_qsl(environ["QUERY_STRING"])))
-            status = "200 OK"
-        except fastpool.PoolError as error:  # no connection in time, or a deadline
-            log.warning("%s: %s", environ["PATH_INFO"], error)
-            status, body = "503 Service Unavailable", {"error": "the database is away or busy"}
-        except ValueError:
-            status, body = "400 Bad Request", {"error": "seconds: expected a number"}
+        status, body = "503 Service Unavailable", AWAY
+        if room.acquire(blocking=False):
+            try:
+                body = route(pool, dict(parse_qsl(environ["QUERY_STRING"])))
+                status = "200 OK"
+            except ValueError:
+                status, body = "400 Bad Request", {"error": "seconds: expected a number"}
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("%s: %s", environ["PATH_INFO"], error)
+            finally:
+                room.release()
         start_response(status, [("Content-Type", "application/json")])
         return [json.dumps(body).encode()]
 

@@ -8,10 +8,11 @@ event loop waits for none of them.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Annotated, Any
 
+import pg8000.exceptions
 import work
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 
@@ -43,13 +44,18 @@ def databases() -> list[dict[str, Any]]:
 
 
 @app.get("/report")
-def report(seconds: float = 1.0) -> dict[str, Any]:
+def report(
+    seconds: Annotated[float, Query(ge=0, allow_inf_nan=False)] = 1.0,
+) -> dict[str, Any]:
     return work.report(pool, seconds)
 
 
 @app.exception_handler(fastpool.PoolError)
-async def away(request: Request, error: fastpool.PoolError) -> JSONResponse:
-    return JSONResponse({"error": "the database is away or busy"}, 503)
+@app.exception_handler(pg8000.exceptions.Error)
+async def away(request: Request, error: Exception) -> JSONResponse:
+    if not work.is_away(error):
+        raise error
+    return JSONResponse(work.AWAY, 503)
 
 
 app.mount("/", health.asgi)  # last: what no route above is for

@@ -6,6 +6,7 @@ gets connections of its own with it.
 
 from typing import Any
 
+import pg8000.exceptions
 import work
 from flask import Flask, request
 
@@ -24,12 +25,15 @@ def databases() -> list[dict[str, Any]]:
 
 @app.get("/report")
 def report() -> dict[str, Any]:
-    return work.report(pool, request.args.get("seconds", 1.0, type=float))
+    return work.report(pool, request.args.get("seconds", 1.0, type=work.seconds))
 
 
 @app.errorhandler(fastpool.PoolError)
-def away(error: fastpool.PoolError) -> tuple[dict[str, str], int]:
-    return {"error": "the database is away or busy"}, 503
+@app.errorhandler(pg8000.exceptions.Error)
+def away(error: Exception) -> tuple[dict[str, str], int]:
+    if not work.is_away(error):
+        raise error
+    return work.AWAY, 503
 
 
 app.wsgi_app = mount(app.wsgi_app, "/ops", health)  # /ops/healthz, /ops/readyz

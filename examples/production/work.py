@@ -1,8 +1,25 @@
 """What the application does in its database; the same in every variant here."""
 
+import math
 from typing import Any
 
 import fastpool
+
+AWAY = {"error": "the database is away or busy"}
+
+
+def is_away(error: Exception) -> bool:
+    """No connection in time, a deadline, or a server that went in the middle of it. Who
+    asked may ask again later; anything else is a mistake of ours."""
+    return isinstance(error, fastpool.PoolError) or fastpool.is_retryable(error)
+
+
+def seconds(text: str) -> float:
+    """What *text* says, if that is a time."""
+    value = float(text)
+    if not 0 <= value < math.inf:
+        raise ValueError(text)
+    return value
 
 
 def databases(pool: fastpool.Pool[Any]) -> list[dict[str, Any]]:

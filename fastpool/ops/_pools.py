@@ -53,10 +53,17 @@ def phase(pool: Pool[Any]) -> str:
     return ("new", "open", "closed")[pool._core.phase]
 
 
+_STALE = 30.0
+"""Seconds. As long as a connection is wanted, an attempt follows another sooner."""
+
+
 def failing(pool: Pool[Any]) -> bool:
-    """Whether the last attempt to connect failed."""
-    opener = pool._house.opener
-    return opener.last_error_at > opener.last_success_at
+    """Whether the last attempt to connect failed, and that is news: when nobody wants a
+    connection any more, nobody tries, and an old failure says nothing of now."""
+    core, opener = pool._core, pool._house.opener
+    if opener.last_error_at <= opener.last_success_at:
+        return False
+    return core.now() - opener.last_error_at < _STALE or core.connecting > 0
 
 
 def is_closed(pool: Pool[Any]) -> bool:

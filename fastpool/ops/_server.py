@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import ipaddress
 import json
 import socket
 import socketserver
@@ -36,7 +37,6 @@ Doing = Literal["reading", "answering", "sending"]
 _HEAD = 65536
 """Bytes of a request's first line and headers."""
 _BODY = 1 << 20
-_LOOPBACK = ("127.", "::1", "localhost")
 
 
 def serve(
@@ -59,11 +59,16 @@ def serve(
     *read_timeout*: seconds for a whole request to arrive; *write_timeout*: for an
     answer to be taken; *idle_timeout*: between two requests of one connection.
 
+    While *max_connections* requests are in progress further ones get a 503, whatever
+    they ask for. An application that shares a server with its probes has to refuse work
+    of its own before that, as ``examples/production`` does: a probe that fails under
+    load takes the pod away from it.
+
     Raises ``OSError`` when the address cannot be had, ``ValueError`` when it is none.
     """
     host, port = _parse(address)
     if not callable(app):
-        app = _everything(app, host.startswith(_LOOPBACK))
+        app = _Everything(named(app)) if _is_loopback(host) else Probes(app)
     return Server(app, (host, port), (read_timeout, write_timeout, idle_timeout), max_connections)
 
 
@@ -74,6 +79,15 @@ def _parse(address: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f'address: expected "host:port", not {address!r}')
     return host, int(port)
+
+
+def _is_loopback(host: str) -> bool:
+    """Only this machine reaches it. A name may be looked up anew at any time, so it says
+    nothing, but for the one that RFC 6761 reserves."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 class _Everything(App):
@@ -89,10 +103,6 @@ class _Everything(App):
     def close(self) -> None:
         self.admin.close()
         super().close()
-
-
-def _everything(pools: Pools, loopback: bool) -> App:
-    return _Everything(named(pools)) if loopback else Probes(pools)
 
 
 class Server:

@@ -12,11 +12,16 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from .. import __version__
 from . import CommandError, demo, load, ping, serving, size
 
 __all__ = ["main"]
 
 _COMMANDS = {"demo": demo, "load": load, "ping": ping, "serve": serving, "size": size}
+_STATUS = (
+    "Exit status: 0 all is well, 1 the command found something wrong, 2 it could not be "
+    "carried out, 130 interrupted."
+)
 # A connection string, in either of its forms, may hold a password.
 _MAYBE_SECRET = re.compile(r"\S*(?:://|=)\S*")
 
@@ -33,15 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     *argv*: the arguments, by default those of the process. Bad usage raises
     ``SystemExit(2)``, ``--help`` ``SystemExit(0)``, as is argparse's way.
     """
-    parser = _Parser(prog="fastpool", description="A PostgreSQL connection pool for threads.")
+    parser = _Parser(
+        prog="fastpool",
+        description="A PostgreSQL connection pool for threads.",
+        epilog=_STATUS,
+    )
+    parser.add_argument("--version", action="version", version=f"fastpool {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, command in _COMMANDS.items():
-        command.add_arguments(
-            commands.add_parser(
-                name,
-                help=command.HELP,
-            )
-        )
+        command.add_arguments(commands.add_parser(name, help=command.HELP, epilog=_STATUS))
     args = parser.parse_args(argv)
     try:
         status: int = _COMMANDS[args.command].run(args)

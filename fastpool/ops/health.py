@@ -25,7 +25,7 @@ from functools import partial
 from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 from .._opener import describe
-from ..errors import PoolTimeout, TooManyRequests
+from ..errors import ConfigError, PoolTimeout, TooManyRequests, seconds
 from ..pool import Pool
 from ..stats import PoolStats
 from ._pools import Pools, at_once, duration, named, rfc3339
@@ -100,16 +100,22 @@ class ProbeResult(NamedTuple):
     """For JSON."""
 
 
+def _some_seconds(name: str, value: float) -> float:
+    if seconds(name, value, "not allowed here") == 0:
+        raise ConfigError(f"{name}: expected seconds > 0, not {value!r}", setting=name)
+    return value
+
+
 class HealthChecker:
     """Checks one pool and its database.
 
-    *timeout*: seconds for a whole check.
+    *timeout*: seconds for a whole check. Raises ``ConfigError`` when that is none.
     """
 
     def __init__(self, pool: Pool[Any], timeout: float = 5.0) -> None:
         self._pool = pool
+        self._timeout = _some_seconds("timeout", timeout)
         self._check = _Shared(self._look, timeout)
-        self._timeout = timeout
 
     def check(self) -> HealthStatus:
         """One round trip through the pool, at most the timeout long. Raises nothing
@@ -138,14 +144,15 @@ class KubernetesProbes:
 
     Not ready until :meth:`set_ready` is called, and after ``set_ready(False)``, the
     first step of a shutdown. For *startup_grace* seconds that is called "starting".
-    *timeout*: seconds for the look at the database.
+    *timeout*: seconds for the look at the database. Raises ``ConfigError`` when one of
+    them is no number of seconds.
     """
 
     def __init__(self, pool: Pools, startup_grace: float = 30.0, *, timeout: float = 2.0) -> None:
-        self._startup_grace = startup_grace
+        self._startup_grace = seconds("startup_grace", startup_grace, "none")
         self._began = time.monotonic()
         self._ready = threading.Event()
-        self._timeout = timeout
+        self._timeout = _some_seconds("timeout", timeout)
         self._reaches = {
             name: _Shared(partial(_look, pool, timeout), timeout)
             for name, pool in named(pool).items()

@@ -44,8 +44,9 @@ _log = Log()
 WSGIApp = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 _CHECKS = 16
-"""Checks of the database that are answered at one time; more are refused at once, so
-that they cannot take every thread of the server."""
+"""Requests of one path that ask the database and are answered at one time; more are
+refused at once, so that they cannot take every thread of the server. Each path has as
+many of its own: no crowd at ``/health`` turns ``/readyz`` off."""
 
 _REASONS = {
     200: "OK",
@@ -107,7 +108,9 @@ class App:
 
     def __init__(self, routes: Mapping[str, Route]) -> None:
         self._routes = dict(routes)
-        self._checking = threading.BoundedSemaphore(_CHECKS)
+        self._checking = {
+            path: threading.BoundedSemaphore(_CHECKS) for path, r in routes.items() if r.checks
+        }
         self._workers: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -125,12 +128,13 @@ class App:
             return _error(405, "only GET and HEAD", ("Allow", "GET, HEAD"))
         if not route.checks:
             return self._answer(route, request)
-        if not self._checking.acquire(blocking=False):
+        checking = self._checking[path]
+        if not checking.acquire(blocking=False):
             return _error(503, "too many checks at one time")
         try:
             return self._answer(route, request)
         finally:
-            self._checking.release()
+            checking.release()
 
     def _answer(self, route: Route, request: Request) -> Response:
         try:
@@ -202,7 +206,8 @@ class App:
 
         if self._workers is None:
             # One more than may check: somebody has to say that there are too many.
-            self._workers = ThreadPoolExecutor(_CHECKS + 1, "fastpool-probe")
+            workers = len(self._checking) * _CHECKS + 1
+            self._workers = ThreadPoolExecutor(workers, "fastpool-probe")
         return await asyncio.get_running_loop().run_in_executor(self._workers, call)
 
 
@@ -335,8 +340,9 @@ class Admin(App):
         self._history.start()  # the process may have been forked since
         names = _chosen(self._history.pools, request)
         query = request.query
-        since = int(query["since"]) if query.get("since", "").isdecimal() else None
-        return _json(self._history.everything(names, since, query.get("run")))
+        since = query.get("since", "")
+        known = int(since) if since.isdecimal() and len(since) < 20 else None
+        return _json(self._history.everything(names, known, query.get("run")))
 
     def _holders(self, request: Request) -> Response:
         names = _chosen(self._history.pools, request)
@@ -364,8 +370,9 @@ def probes(
     - ``/db/stats``, ``/pgxpool/stats``: the counters under Go's names.
     - ``/metrics``: for Prometheus.
 
-    With several pools the bodies are under ``"pools"``, by name, and ``?pool=NAME``
-    asks for one of them. *kubernetes*: your own, to have another grace period.
+    With several pools the bodies are under ``"pools"``, by name; of ``/health`` and the
+    statistics ``?pool=NAME`` asks for one of them. *kubernetes*: your own, to have
+    another grace period.
     *timeout*: seconds for ``/health``.
     """
     return Probes(pools, kubernetes=kubernetes, timeout=timeout)

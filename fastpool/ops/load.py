@@ -44,6 +44,9 @@ class Step:
     p99_seconds: float
     """Of a caller's whole time: the wait for a connection, and the query."""
     errors: int
+    """Queries that failed."""
+    error: str | None = None
+    """What the first of them said."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -79,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
                 show(done * args.seconds + seconds, f"{size} connections")
 
             steps.append(_measure(args, size, tell))
+    if not any(step.per_second for step in steps):
+        raise CommandError(f"every query failed: {steps[0].error}")
     best = knee(steps)
     if args.json:
         report = {"recommended": best.size, "steps": [asdict(step) for step in steps]}
@@ -130,7 +135,7 @@ def _measure(args: argparse.Namespace, size: int, tell: Callable[[float], None])
                     try:
                         pool.run(args.query)
                     except Exception as error:
-                        failed.append(type(error).__name__)
+                        failed.append(describe(error))
                     times.append(time.perf_counter() - began)
 
             threads = [threading.Thread(target=call) for _ in range(args.callers)]
@@ -155,7 +160,8 @@ def _measure(args: argparse.Namespace, size: int, tell: Callable[[float], None])
     times.sort()
     p50, p99 = quantile(times, 0.5), quantile(times, 0.99)
     assert p50 is not None and p99 is not None  # each caller has ended one
-    return Step(size, (len(times) - len(failed)) / seconds, p50, p99, len(failed))
+    done = len(times) - len(failed)
+    return Step(size, done / seconds, p50, p99, len(failed), next(iter(failed), None))
 
 
 def _fill(pool: Pool[Any]) -> None:
@@ -185,3 +191,7 @@ def _draw(steps: list[Step], best: Step) -> None:
         f"\nmax_size={best.size}: within {100 - 100 * _ENOUGH:.0f} % of the best throughput. "
         "More connections only queue in the server."
     )
+    for step in steps:
+        if step.error:
+            print(f"\n{step.size} connections, {step.errors} failed, the first with: {step.error}")
+            break

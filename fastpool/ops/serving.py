@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "dsn",
-        help="a connection string, may be empty: the PG* environment; settings of the pool may "
+        nargs="?",
+        default="",
+        help="a connection string (default: the PG* environment); settings of the pool may "
         "stand in it (?max_size=2)",
     )
     parser.add_argument(

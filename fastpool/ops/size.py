@@ -23,11 +23,22 @@ SELECT current_setting('max_connections')::int,
        current_setting('superuser_reserved_connections')::int
            + coalesce(current_setting('reserved_connections', true)::int, 0),
        (SELECT count(*)::int FROM pg_stat_activity
-        WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()),
+        WHERE coalesce(backend_type, 'client backend') = 'client backend'
+          AND datid IS NOT NULL AND usesysid IS NOT NULL AND pid <> pg_backend_pid()),
        (SELECT count(*)::int FROM pg_stat_replication),
        pg_is_in_recovery()
 """
-"""``reserved_connections`` came with PostgreSQL 16."""
+"""``reserved_connections`` came with PostgreSQL 16. Of other roles' sessions the type is
+shown to superusers and ``pg_monitor`` only; what serves nobody has no database or no user."""
+
+
+_OPTIONS = {
+    "app_instances": "--instances",
+    "db_max_connections": "--max-connections",
+    "reserved_connections": "--reserved",
+    "expected_concurrency": "--concurrency",
+    "cpu_count": "--cpus",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,7 +84,10 @@ def run(args: argparse.Namespace) -> int:
     try:
         size = calculate_pool_size(args.instances, limit, reserved, args.concurrency, args.cpus)
     except ConfigError as error:
-        raise CommandError(str(error)) from error
+        text = str(error)
+        for argument, option in _OPTIONS.items():
+            text = text.replace(argument, option)
+        raise CommandError(text) from error
     share = (limit - reserved) // args.instances
     if args.json:
         print(json.dumps({**size._asdict(), "share": share, "reserved": reserved, **asked}))

@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import os
 import re
+import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -172,7 +174,8 @@ def test_from_start_to_end(locked_server: LocalPostgres, start: Start) -> None:
     for path in probe_paths():
         assert service.ask(path).status == 200
     assert "postgres" in [database["name"] for database in service.ask("/databases").json]
-    assert service.ask("/report?seconds=soon").status == 400
+    for seconds in ("soon", "nan", "-1"):
+        assert service.ask(f"/report?seconds={seconds}").status == 400
     assert service.ask("/").status == 404  # the page is not for everybody
     began = time.monotonic()
     with a_report(service, locked_server):
@@ -216,11 +219,19 @@ def test_a_leaked_connection(locked_server: LocalPostgres, start: Start, tmp_pat
 
 
 def test_the_database_stops(locked_server: LocalPostgres, start: Start) -> None:
-    """Stopped: alive and not ready; started again: ready, all by itself."""
+    """Stopped: alive and not ready, and a request in progress is told so; started again:
+    ready, all by itself."""
     service = start(APP)
     service.becomes(200)
+    interrupted: list[Answer] = []
+    asking = threading.Thread(target=lambda: interrupted.append(service.ask("/report?seconds=9")))
+    asking.start()
+    with contextlib.closing(Admin(locked_server)) as admin:
+        eventually(lambda: admin.busy("orders"), "the report is under way")
     locked_server.stop("immediate")
     try:
+        asking.join(30)
+        assert [answer.status for answer in interrupted] == [503]
         service.becomes(503)
         assert service.ask("/healthz").status == 200
         assert service.ask("/readyz").json["database"] == "disconnected"
@@ -231,6 +242,27 @@ def test_the_database_stops(locked_server: LocalPostgres, start: Start) -> None:
     assert service.ask("/databases").status == 200
     service.terminate()
     assert service.status() == 0, service.log()
+
+
+def test_more_than_it_can_do(locked_server: LocalPostgres, start: Start) -> None:
+    """More requests than it takes: it refuses some at once, and goes on answering probes."""
+    service = start(APP)
+    service.becomes(200)
+    host, _, port = service.address.rpartition(":")
+    with contextlib.ExitStack() as stack:
+        asking = []
+        for _ in range(60):
+            asking.append(socket.create_connection((host, int(port)), 20))
+            stack.enter_context(asking[-1])
+            asking[-1].sendall(b"GET /report?seconds=19 HTTP/1.0\r\n\r\n")
+        eventually(lambda: len(select.select(asking, [], [], 0.1)[0]) == 12, "it refuses twelve")
+        refused = select.select(asking, [], [], 0)[0]
+        assert all(sock.recv(99).startswith(b"HTTP/1.1 503 ") for sock in refused)
+        assert service.ask("/healthz").status == 200
+        readiness = service.ask("/readyz")
+        assert (readiness.status, readiness.json["status"]) == (200, "degraded")
+    service.kill()  # its statements sleep on
+    look(locked_server, lambda admin: admin.kill(admin.backends("orders")))
 
 
 def test_a_start_that_fails(start: Start) -> None:

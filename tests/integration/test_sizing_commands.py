@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
-from integration.kit import Admin
+from integration.kit import Admin, eventually
 
+from fastpool import Pool
 from fastpool.ops import cli
 from fastpool.ops.load import Step, knee
 from fastpool.testing import LocalPostgres
@@ -44,11 +45,30 @@ def test_size_asks_the_server(server: LocalPostgres, admin: Admin, capsys: Captu
     assert "others connected, 0 replicas" in capsys.readouterr().out
 
 
+def test_size_for_an_ordinary_role(server: LocalPostgres, admin: Admin, capsys: Capture) -> None:
+    """A role that is shown little of others' sessions counts them all the same."""
+    admin.run("CREATE ROLE ordinary LOGIN")
+    dsn = f"postgresql://ordinary@{server.host}:{server.port}/{server.dbname}"
+
+    def connected(dsn: str) -> int:
+        assert cli.main(["size", "--dsn", dsn, "--json"]) == 0
+        count: int = json.loads(capsys.readouterr().out)["connected"]
+        return count
+
+    try:
+        with Pool(server.dsn, min_size=7, max_size=7) as pool:
+            pool.wait()
+            eventually(lambda: connected(dsn) == connected(server.dsn) >= 8)
+    finally:
+        admin.run("DROP ROLE ordinary")
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         ([], "either --max-connections or --dsn"),
         (["--max-connections", "3", "--instances", "9"], "leaves no connection"),
+        (["--max-connections", "9", "--instances", "0"], "--instances must be"),
         (["--dsn", "host=127.0.0.1 port=1"], "refused"),
         (["--dsn", "host=x sslmod=1"], "sslmod"),
     ],
@@ -83,6 +103,25 @@ def test_load(server: LocalPostgres, admin: Admin, capsys: Capture) -> None:
     assert cli.main(["load", server.dsn, "--sizes", "1", "--seconds", "0.05"]) == 0
     assert "max_size=1: within 5 %" in capsys.readouterr().out
     assert not admin.backends("fastpool-load")
+
+
+def test_load_of_failures(server: LocalPostgres, admin: Admin, capsys: Capture) -> None:
+    """Queries that fail now and then are counted, with the first one's words; nothing is
+    recommended where none succeeds."""
+    admin.run("CREATE TABLE once (a int PRIMARY KEY)")
+    try:
+        arguments = ["load", server.dsn, "--sizes", "2", "--seconds", "0.2", "--callers", "2"]
+        assert cli.main([*arguments, "--query", "INSERT INTO once VALUES (1)"]) == 2
+        said = capsys.readouterr().err
+        assert "every query failed" in said
+        assert "duplicate key" in said
+        admin.run("CREATE SEQUENCE seldom")
+        query = "SELECT 1 / (nextval('seldom') % 10)"
+        assert cli.main([*arguments, "--query", query]) == 1
+        assert "failed, the first with: ERROR" in capsys.readouterr().out
+    finally:
+        admin.run("DROP TABLE once")
+        admin.run("DROP SEQUENCE IF EXISTS seldom")
 
 
 @pytest.mark.parametrize(

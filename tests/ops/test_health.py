@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import threading
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from pool.kit import Caller, Refused, WrongPassword, eventually, filled, give_back, leases
 
-from fastpool import Pool
+from fastpool import ConfigError, Pool
 from fastpool.ops import HealthChecker, KubernetesProbes, health
 from fastpool.ops._pools import duration
 from fastpool.testing import StubDriver
@@ -200,6 +201,20 @@ def test_readiness_before_it_is_set(make: Make, monkeypatch: pytest.MonkeyPatch)
         "not_ready",
         "application not ready",
     )
+
+
+@pytest.mark.parametrize("wrong", [-1, math.nan, "5", None])
+def test_what_is_no_time(make: Make, wrong: Any) -> None:
+    """A timeout or a grace period that is none is refused at once, by name."""
+    pool = make()
+    for name, build in (
+        ("timeout", lambda: HealthChecker(pool, wrong)),
+        ("timeout", lambda: HealthChecker(pool, 0)),
+        ("timeout", lambda: KubernetesProbes(pool, timeout=wrong)),
+        ("startup_grace", lambda: KubernetesProbes(pool, wrong)),
+    ):
+        with pytest.raises(ConfigError, match=f"{name}: expected seconds"):
+            build()
 
 
 def test_readiness_of_a_good_pool(make: Make) -> None:

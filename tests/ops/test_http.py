@@ -287,6 +287,14 @@ def test_only_new_samples(pool: Pool[Any]) -> None:
     assert count(99, run) == 0
 
 
+@pytest.mark.parametrize("since", ["9" * 5000, "-1", "x", "\u00b2"])
+def test_a_past_that_is_none(pool: Pool[Any], since: str) -> None:
+    """What is no number of a sample gets all of them."""
+    page = admin(pool)
+    assert call(page, f"/pools?since={since}").status == 200
+    page.close()
+
+
 def test_samples_are_bounded(pool: Pool[Any]) -> None:
     """The oldest sample makes room."""
     history = History({"orders": pool})
@@ -346,11 +354,26 @@ def test_too_many_checks(make: Make, driver: StubDriver, spawn: Spawn) -> None:
     driver.gates["ping"] = threading.Event()
     app = probes(pool, timeout=20.0)
     askers = [spawn(lambda: call(app, "/health")) for _ in range(16)]
-    eventually(lambda: not app._checking.acquire(blocking=False) or app._checking.release())
+    checking = app._checking["/health"]
+    eventually(lambda: not checking.acquire(blocking=False) or checking.release())
     refused = call(app, "/health")
     assert (refused.status, refused.json["error"]) == (503, "too many checks at one time")
     assert call(app, "/healthz").status == 200
     driver.gates["ping"].set()
+    assert {asker.result().status for asker in askers} == {200}
+
+
+def test_a_crowd_at_health_leaves_readiness(make: Make, spawn: Spawn) -> None:
+    """Sixteen who wait at /health of a full pool do not make the pod unready."""
+    pool = make(max_size=1)
+    app = probes(pool, timeout=80.0)
+    app.set_ready()
+    with pool.connection():
+        askers = [spawn(lambda: call(app, "/health")) for _ in range(16)]
+        checking = app._checking["/health"]
+        eventually(lambda: not checking.acquire(blocking=False) or checking.release())
+        answer = call(app, "/readyz")
+        assert (answer.status, answer.json["status"]) == (200, "degraded")
     assert {asker.result().status for asker in askers} == {200}
 
 

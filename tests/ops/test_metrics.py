@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from ops.kit import call
 from pool.kit import Caller, Refused, eventually, filled, give_back, leases
 
 from fastpool import Pool
-from fastpool.ops import MissingPackage, PrometheusCollector, instrument, metrics, probes
+from fastpool.ops import MissingPackage, PrometheusCollector, _pools, instrument, metrics, probes
+from fastpool.ops._pools import failing
 from fastpool.testing import StubDriver
 
 Make = Callable[..., Pool[Any]]
@@ -99,6 +101,26 @@ def test_failures_show(make: Make, driver: StubDriver) -> None:
     driver.heal()
     pool.acquire().release()
     assert value(families(call(probes(pool), "/metrics").body), "connect_failing") == 0
+
+
+def test_an_old_failure_is_no_news(
+    make: Make, driver: StubDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a minute after nobody wanted a connection any more, nothing is known to fail;
+    while one is being dialled it still is."""
+    pool = make(max_size=1)
+    driver.fail("connect", Refused("nobody"), times=1)
+    pool.try_acquire()
+    eventually(lambda: pool.stats().dial_failures > 0 and not pool.stats().connecting)
+    assert failing(pool)
+    monkeypatch.setattr(_pools, "_STALE", 0.0)
+    assert not failing(pool)
+    driver.gates["connect"] = threading.Event()
+    pool.try_acquire()
+    eventually(lambda: pool.stats().connecting == 1)
+    assert failing(pool)
+    driver.gates["connect"].set()
+    eventually(lambda: not failing(pool))
 
 
 def test_several_pools_in_one_registry(make: Make) -> None:

@@ -16,7 +16,7 @@ from ops.kit import ask, exchange
 from pool.kit import Caller, eventually
 
 from fastpool import Pool
-from fastpool.ops import Server, probes, serve
+from fastpool.ops import Server, _server, probes, serve
 
 Make = Callable[..., Pool[Any]]
 Serving = Callable[..., Server]
@@ -71,6 +71,19 @@ def test_a_pool_for_everybody(make: Make, serving: Serving) -> None:
     assert ask(f"127.0.0.1:{port}", "/healthz").status == 200
     assert ask(f"127.0.0.1:{port}", "/").status == 404
     assert ask(f"127.0.0.1:{port}", "/holders").status == 404
+
+
+@pytest.mark.parametrize(
+    ("host", "only_here"),
+    [
+        *(("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True)),
+        *(("::10", False), ("0.0.0.0", False), ("", False), ("10.0.0.1", False)),
+        *(("localhost.example.com", False), ("127.example.com", False)),
+    ],
+)
+def test_what_only_this_machine_reaches(host: str, only_here: bool) -> None:
+    """The page is added on a loopback address, not on a name that begins like one."""
+    assert _server._is_loopback(host) == only_here
 
 
 def test_loopback_unless_told(make: Make) -> None:
@@ -348,6 +361,7 @@ def test_odd_clients(make: Make, serving: Serving, spawn: Spawn) -> None:
     """2 000 malformed requests, slow clients among them, never take the server down nor
     hold up a probe for a second."""
     server = serving(make(min_size=1), max_connections=32)
+    server.set_ready()
     seeds = iter(range(2000))
     worst = 0.0
 
@@ -363,6 +377,7 @@ def test_odd_clients(make: Make, serving: Serving, spawn: Spawn) -> None:
         while not all(worker.ended for worker in workers):
             began = time.monotonic()
             assert ask(server.address, "/healthz").status == 200
+            assert ask(server.address, "/readyz").status == 200
             worst = max(worst, time.monotonic() - began)
             probed += 1
             time.sleep(0.01)

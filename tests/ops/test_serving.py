@@ -74,6 +74,15 @@ def test_cannot_start(capsys: pytest.CaptureFixture[str], arguments: list[str], 
     assert SECRET not in said
 
 
+def test_the_environment_says_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a connection string the PG* variables hold."""
+    monkeypatch.setenv("PGPORT", "zero")
+    assert cli.main(["serve"]) == 2
+    assert "PGPORT" in capsys.readouterr().err
+
+
 def test_address_taken(capsys: pytest.CaptureFixture[str]) -> None:
     """Status 2 and the reason when somebody else listens there."""
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -12,6 +12,9 @@ SERVER = "fastpool/ops/_server.py"
 HISTORY = "fastpool/ops/_history.py"
 METRICS = "fastpool/ops/metrics.py"
 LIFECYCLE = "fastpool/ops/lifecycle.py"
+LOAD = "fastpool/ops/load.py"
+POOLS = "fastpool/ops/_pools.py"
+SIZE = "fastpool/ops/size.py"
 
 EXPLAINING = [
     Mutant(
@@ -248,8 +251,8 @@ OPERATIONS = [
     Mutant(
         "page-for-everybody",
         SERVER,
-        "return _Everything(named(pools)) if loopback else Probes(pools)",
-        "return _Everything(named(pools))",
+        "_Everything(named(app)) if _is_loopback(host) else Probes(app)",
+        "_Everything(named(app))",
         OPS_TESTS + "test_server.py::test_a_pool_for_everybody",
     ),
     Mutant(
@@ -276,9 +279,44 @@ OPERATIONS = [
     Mutant(
         "checks-take-every-thread",
         HTTP,
-        "if not self._checking.acquire(blocking=False):",
-        "if not self._checking.acquire():",
+        "if not checking.acquire(blocking=False):",
+        "if not checking.acquire():",
         OPS_TESTS + "test_http.py::test_too_many_checks",
+    ),
+    Mutant(
+        "health-and-readiness-share-their-room",
+        HTTP,
+        "checking = self._checking[path]",
+        """checking = self._checking["/health"]""",
+        OPS_TESTS + "test_http.py::test_a_crowd_at_health_leaves_readiness",
+    ),
+    Mutant(
+        "name-that-begins-like-loopback",
+        SERVER,
+        """return host == "localhost\"""",
+        """return host.startswith(("localhost", "127."))""",
+        OPS_TESTS + "test_server.py::test_what_only_this_machine_reaches",
+    ),
+    Mutant(
+        "old-failure-is-news",
+        POOLS,
+        "core.now() - opener.last_error_at < _STALE or core.connecting > 0",
+        "True",
+        OPS_TESTS + "test_metrics.py::test_an_old_failure_is_no_news",
+    ),
+    Mutant(
+        "sessions-of-others-do-not-count",
+        SIZE,
+        "coalesce(backend_type, 'client backend')",
+        "backend_type",
+        "tests/integration/test_sizing_commands.py::test_size_for_an_ordinary_role",
+    ),
+    Mutant(
+        "load-recommends-what-fails",
+        LOAD,
+        "if not any(step.per_second for step in steps):",
+        "if not steps:",
+        "tests/integration/test_sizing_commands.py::test_load_of_failures",
     ),
     Mutant(
         "check-blocks-the-event-loop",
