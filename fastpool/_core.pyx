@@ -203,8 +203,12 @@ class House(Protocol):
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing: *kind* is ``timeout``,
-        ``deadline`` (which came first), ``closed``, ``crowded``, ``connect`` (*error*
-        says why) or ``taken``: the pool was closed in the middle of a transaction."""
+        ``deadline`` (which came first), ``closed``, ``crowded`` or ``connect`` (*error*
+        says why)."""
+
+    def taken(self, entry: Entry) -> BaseException | None:
+        """The pool was closed before the block on *entry*'s connection ended. The
+        exception for what is lost by that, or ``None``: nothing is."""
 
 
 def _place(code: Any, lasti: cython.int) -> str:
@@ -318,12 +322,12 @@ class Entry:
     uses = cython.declare(cython.longlong, visibility="readonly")
     born = cython.declare(cython.double, visibility="readonly")
     expires = cython.declare(cython.double, visibility="readonly")
-    # since: of the last hand-out while leased, of the last return while idle.
+    # since: of the last hand-out while leased, of the last return while idle or held.
     since = cython.declare(cython.double, visibility="readonly")
     # due: handed out before this time, the connection needs no closer look.
     due = cython.declare(cython.double, visibility="readonly")
     # thread: its identifier, which may be another's later. who: twice its threadno(),
-    # plus one for a with block, which is ended by the thread that entered it.
+    # plus one for a with block, which mostly is ended by the thread that entered it.
     thread = cython.declare(cython.ulong, visibility="readonly")
     who = cython.declare(cython.ulonglong, visibility="readonly")
     code = cython.declare(object, visibility="readonly")
@@ -372,6 +376,11 @@ NO_ENTRY = cython.declare(Entry, Entry(State(), -1, 0.0))
 """Held by nobody, for ever: what a lease has before and after."""
 NO_ENTRY.status = CLOSED
 NO_ENTRY.below = NO_ENTRY.above = NO_ENTRY
+
+QUEUED = cython.declare(Entry, Entry(State(), -1, 0.0))
+"""The same, and what a lease has while it waits."""
+QUEUED.status = CLOSED
+QUEUED.below = QUEUED.above = QUEUED
 
 
 @cython.final
@@ -514,7 +523,9 @@ class Lease:
                 finally:
                     core.end_call(entry)
             elif entry.taken_from == token(self):
-                raise core.house.refusal("taken", 0.0, 0.0, None)
+                error = core.house.taken(entry)
+                if error is not None:
+                    raise error
         finally:
             core._give_back(self)
 
@@ -593,7 +604,13 @@ class Lease:
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._held().conn, name, value)
+        conn = self._held().conn
+        if not hasattr(conn, name):
+            raise AttributeError(
+                f"{name!r}: a connection of the pool takes no attributes of yours, since "
+                "whoever gets it next would have them"
+            )
+        setattr(conn, name, value)
 
     def __delattr__(self, name: str) -> None:
         delattr(self._held().conn, name)
@@ -614,9 +631,8 @@ class Lease:
         # No reference to self may leave here; entry and waiter are whole, since
         # a lease is not tracked by the garbage collector.
         entry: Entry = self._entry
-        if entry is NO_ENTRY:
-            if self._waiter is not NO_WAITER:
-                self._terms.core._lost(entry, self._waiter, token(self))
+        if entry is QUEUED:
+            self._terms.core._lost(entry, self._waiter, token(self))
         elif entry is not None and entry.holder != 0 and abs(entry.holder) == token(self):
             self._terms.core._lost(entry, NO_WAITER, token(self))
 
@@ -1099,8 +1115,12 @@ class Core:
         state: State
         _replaced: object
         idle: Entry = self._idle
+        before: Entry
         mine: cython.Py_ssize_t = token(lease)
         with cython.critical_section(self):
+            before = lease._entry
+            if before is QUEUED or before.holder == mine:
+                return None  # another thread enters the same block
             while True:
                 entry = idle.below
                 if entry is idle:
@@ -1303,6 +1323,7 @@ class Core:
             if returned:
                 self.leased -= 1
                 self.held += 1
+                entry.since = now
                 entry.status = HELD
                 entry.holder = -holder
                 state.serial = (state.serial | 1) + 1
@@ -1405,14 +1426,13 @@ class Core:
         """Join, wait, leave; how it ended is in *waiter*, if it could join."""
         verdict: cython.int = LOOK_AGAIN
         interrupted = True
-        # While it waits a lease has no entry: then its finalizer looks at the waiter.
-        if cython.compiled:
-            lease._entry = NO_ENTRY
-            lease._waiter = waiter
-        else:
-            _set_entry(lease, NO_ENTRY)
-            _set_waiter(lease, waiter)
+        if not self._queued(lease, waiter.token):
+            raise ConnectionReleased("another thread has entered the same block")
         try:
+            if cython.compiled:
+                lease._waiter = waiter
+            else:
+                _set_waiter(lease, waiter)
             verdict = self._join(waiter, self._coarse(), tries, again)
             if verdict == JOINED:
                 if self.deficit() > 0:
@@ -1426,21 +1446,41 @@ class Core:
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
             interrupted = False
         finally:
-            if waiter.status != AWAY:
-                elapsed = self.now() - waiter.since
-                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
-                self._leave(waiter, elapsed, bucket, interrupted)
-            if cython.compiled:
-                lease._entry = waiter.entry
-                lease._waiter = NO_WAITER
-            else:
-                _set_entry(lease, waiter.entry)
-                _set_waiter(lease, NO_WAITER)
-            # Out of the ring; each would keep the next in line alive, and that the next.
-            waiter.before = waiter.after = NO_WAITER
-            if interrupted:
-                self._give_back(lease)
+            self._waited(lease, waiter, interrupted)
         return verdict
+
+    @cython.cfunc
+    def _queued(self, lease: Lease, mine: cython.Py_ssize_t) -> cython.bint:
+        """*lease* waits from now on, and has no entry; False when another thread, which
+        enters the same block, waits or was served."""
+        entry: Entry
+        with cython.critical_section(self):
+            entry = lease._entry
+            if entry is QUEUED or entry.holder == mine:
+                return False
+            if cython.compiled:
+                lease._entry = QUEUED
+            else:
+                _set_entry(lease, QUEUED)
+        return True
+
+    @cython.cfunc
+    def _waited(self, lease: Lease, waiter: Waiter, interrupted: cython.bint) -> None:
+        """The wait is over: *lease* has what it got, and none of it is lost."""
+        if waiter.status != AWAY:
+            elapsed = self.now() - waiter.since
+            bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+            self._leave(waiter, elapsed, bucket, interrupted)
+        if cython.compiled:
+            lease._entry = waiter.entry
+            lease._waiter = NO_WAITER
+        else:
+            _set_entry(lease, waiter.entry)
+            _set_waiter(lease, NO_WAITER)
+        # Out of the ring; each would keep the next in line alive, and that the next.
+        waiter.before = waiter.after = NO_WAITER
+        if interrupted:
+            self._give_back(lease)
 
     @cython.ccall
     def _join(
@@ -1501,15 +1541,16 @@ class Core:
         """Is every connection held by a thread that waits here, and last used by it,
         and *waiter* the last of these to have joined?
 
-        DOUBTFUL, when some were not used yet, and not taken for a with block: others
-        may be about to. But one thread that acquires them all, and more, gives them to
-        others. No step, and takes no lock: whatever moves makes it look again. Who
-        comes to wait without holding anything has nothing to do with it.
+        DOUBTFUL, when some were not used yet: others may be about to. But one thread
+        that acquires them all, and more, and not for with blocks, gives them to others.
+        No step, and takes no lock: whatever moves makes it look again. Who comes to
+        wait without holding anything has nothing to do with it.
         """
         entry: Entry
         state: State
         thread: cython.ulonglong = waiter.who >> 1
         doubt: cython.bint
+        bare: cython.bint
         moves: cython.longlong
         while (
             self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
@@ -1523,7 +1564,7 @@ class Core:
                 return UNTANGLED
             turns = {other.who >> 1: other.turn for other in sorted(self.waiters(), key=_turn)}
             threads = {entry.who >> 1 for entry in entries}
-            doubt = False
+            doubt = bare = False
             for entry in entries:
                 state = entry.state
                 if entry.status != LEASED or turns.get(entry.who >> 1, math.inf) > waiter.turn:
@@ -1531,12 +1572,13 @@ class Core:
                 if state.used == state.serial:
                     if state.user != entry.who >> 1:
                         return UNTANGLED
-                elif not entry.who & 1:
+                else:
                     doubt = True
+                    bare = bare or not entry.who & 1
             if moves == self.acquires + self.waits:
                 if not doubt:
                     return TANGLED
-                return DOUBTFUL if len(threads) > 1 else UNTANGLED
+                return DOUBTFUL if len(threads) > 1 or not bare else UNTANGLED
         return UNTANGLED
 
     @cython.ccall

@@ -188,8 +188,12 @@ class House(Protocol):
 
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing: *kind* is ``timeout``,
-        ``deadline`` (which came first), ``closed``, ``crowded``, ``connect`` (*error*
-        says why) or ``taken``: the pool was closed in the middle of a transaction."""
+        ``deadline`` (which came first), ``closed``, ``crowded`` or ``connect`` (*error*
+        says why)."""
+
+    def taken(self, entry: Entry) -> BaseException | None:
+        """The pool was closed before the block on *entry*'s connection ended. The
+        exception for what is lost by that, or ``None``: nothing is."""
 
 
 def _place(code: Any, lasti: int) -> str:
@@ -327,12 +331,12 @@ class Entry:
     uses: int
     born: float
     expires: float
-    # since: of the last hand-out while leased, of the last return while idle.
+    # since: of the last hand-out while leased, of the last return while idle or held.
     since: float
     # due: handed out before this time, the connection needs no closer look.
     due: float
     # thread: its identifier, which may be another's later. who: twice its threadno(),
-    # plus one for a with block, which is ended by the thread that entered it.
+    # plus one for a with block, which mostly is ended by the thread that entered it.
     thread: int
     who: int
     code: Any
@@ -381,6 +385,11 @@ NO_ENTRY = Entry(State(), -1, 0.0)
 """Held by nobody, for ever: what a lease has before and after."""
 NO_ENTRY.status = CLOSED
 NO_ENTRY.below = NO_ENTRY.above = NO_ENTRY
+
+QUEUED = Entry(State(), -1, 0.0)
+"""The same, and what a lease has while it waits."""
+QUEUED.status = CLOSED
+QUEUED.below = QUEUED.above = QUEUED
 
 
 class Waiter:
@@ -542,7 +551,9 @@ class Lease:
                 finally:
                     core.end_call(entry)
             elif entry.taken_from == token(self):
-                raise core.house.refusal("taken", 0.0, 0.0, None)
+                error = core.house.taken(entry)
+                if error is not None:
+                    raise error
         finally:
             core._give_back(self)
 
@@ -613,7 +624,13 @@ class Lease:
         return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        setattr(self._held().conn, name, value)
+        conn = self._held().conn
+        if not hasattr(conn, name):
+            raise AttributeError(
+                f"{name!r}: a connection of the pool takes no attributes of yours, since "
+                "whoever gets it next would have them"
+            )
+        setattr(conn, name, value)
 
     def __delattr__(self, name: str) -> None:
         delattr(self._held().conn, name)
@@ -634,9 +651,8 @@ class Lease:
         # No reference to self may leave here; entry and waiter are whole, since
         # a lease is not tracked by the garbage collector.
         entry: Entry = self._entry
-        if entry is NO_ENTRY:
-            if self._waiter is not NO_WAITER:
-                self._terms.core._lost(entry, self._waiter, token(self))
+        if entry is QUEUED:
+            self._terms.core._lost(entry, self._waiter, token(self))
         elif entry is not None and entry.holder != 0 and abs(entry.holder) == token(self):
             self._terms.core._lost(entry, NO_WAITER, token(self))
 
@@ -1127,7 +1143,11 @@ class Core(Mutexed):
         state: State
         _replaced: object
         idle: Entry = self._idle
+        before: Entry
         mine: int = token(lease)
+        before = lease._entry
+        if before is QUEUED or before.holder == mine:
+            return None  # another thread enters the same block
         while True:
             entry = idle.below
             if entry is idle:
@@ -1316,6 +1336,7 @@ class Core(Mutexed):
         if returned:
             self.leased -= 1
             self.held += 1
+            entry.since = now
             entry.status = HELD
             entry.holder = -holder
             state.serial = (state.serial | 1) + 1
@@ -1414,10 +1435,10 @@ class Core(Mutexed):
         """Join, wait, leave; how it ended is in *waiter*, if it could join."""
         verdict: int = LOOK_AGAIN
         interrupted = True
-        # While it waits a lease has no entry: then its finalizer looks at the waiter.
-        _set_entry(lease, NO_ENTRY)
-        _set_waiter(lease, waiter)
+        if not self._queued(lease, waiter.token):
+            raise ConnectionReleased("another thread has entered the same block")
         try:
+            _set_waiter(lease, waiter)
             verdict = self._join(waiter, self._coarse(), tries, again)
             if verdict == JOINED:
                 if self.deficit() > 0:
@@ -1431,17 +1452,32 @@ class Core(Mutexed):
                     lock.acquire(True, min(left, _thread.TIMEOUT_MAX))
             interrupted = False
         finally:
-            if waiter.status != AWAY:
-                elapsed = self.now() - waiter.since
-                bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
-                self._leave(waiter, elapsed, bucket, interrupted)
-            _set_entry(lease, waiter.entry)
-            _set_waiter(lease, NO_WAITER)
-            # Out of the ring; each would keep the next in line alive, and that the next.
-            waiter.before = waiter.after = NO_WAITER
-            if interrupted:
-                self._give_back(lease)
+            self._waited(lease, waiter, interrupted)
         return verdict
+
+    @section
+    def _queued(self, lease: Lease, mine: int) -> bool:
+        """*lease* waits from now on, and has no entry; False when another thread, which
+        enters the same block, waits or was served."""
+        entry: Entry
+        entry = lease._entry
+        if entry is QUEUED or entry.holder == mine:
+            return False
+        _set_entry(lease, QUEUED)
+        return True
+
+    def _waited(self, lease: Lease, waiter: Waiter, interrupted: bool) -> None:
+        """The wait is over: *lease* has what it got, and none of it is lost."""
+        if waiter.status != AWAY:
+            elapsed = self.now() - waiter.since
+            bucket = min(int(elapsed * 1e6).bit_length(), BUCKETS - 1)
+            self._leave(waiter, elapsed, bucket, interrupted)
+        _set_entry(lease, waiter.entry)
+        _set_waiter(lease, NO_WAITER)
+        # Out of the ring; each would keep the next in line alive, and that the next.
+        waiter.before = waiter.after = NO_WAITER
+        if interrupted:
+            self._give_back(lease)
 
     @section
     def _join(self, waiter: Waiter, now: float, tries: bool, again: bool) -> int:
@@ -1497,15 +1533,16 @@ class Core(Mutexed):
         """Is every connection held by a thread that waits here, and last used by it,
         and *waiter* the last of these to have joined?
 
-        DOUBTFUL, when some were not used yet, and not taken for a with block: others
-        may be about to. But one thread that acquires them all, and more, gives them to
-        others. No step, and takes no lock: whatever moves makes it look again. Who
-        comes to wait without holding anything has nothing to do with it.
+        DOUBTFUL, when some were not used yet: others may be about to. But one thread
+        that acquires them all, and more, and not for with blocks, gives them to others.
+        No step, and takes no lock: whatever moves makes it look again. Who comes to
+        wait without holding anything has nothing to do with it.
         """
         entry: Entry
         state: State
         thread: int = waiter.who >> 1
         doubt: bool
+        bare: bool
         moves: int
         while (
             self.leased >= self.max_size and self.size == self.leased and waiter.status == WAITING
@@ -1519,7 +1556,7 @@ class Core(Mutexed):
                 return UNTANGLED
             turns = {other.who >> 1: other.turn for other in sorted(self.waiters(), key=_turn)}
             threads = {entry.who >> 1 for entry in entries}
-            doubt = False
+            doubt = bare = False
             for entry in entries:
                 state = entry.state
                 if entry.status != LEASED or turns.get(entry.who >> 1, math.inf) > waiter.turn:
@@ -1527,12 +1564,13 @@ class Core(Mutexed):
                 if state.used == state.serial:
                     if state.user != entry.who >> 1:
                         return UNTANGLED
-                elif not entry.who & 1:
+                else:
                     doubt = True
+                    bare = bare or not entry.who & 1
             if moves == self.acquires + self.waits:
                 if not doubt:
                     return TANGLED
-                return DOUBTFUL if len(threads) > 1 else UNTANGLED
+                return DOUBTFUL if len(threads) > 1 or not bare else UNTANGLED
         return UNTANGLED
 
     @section

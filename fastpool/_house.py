@@ -14,13 +14,14 @@ import threading
 import time
 import warnings
 import weakref
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from . import _fork
 from ._diagnosis import judge, knot, tell
 from ._facts import entangled, gather, holders
 from ._hosts import Hosts
-from ._impl import Core, Lease, __impl__
+from ._impl import Core, Entry, Lease, __impl__
 from ._keeper import Keeper
 from ._liveness import Liveness
 from ._logs import Log
@@ -30,7 +31,7 @@ from ._transaction import Transaction
 from ._turnaround import DEAD, Turnaround
 from .config import PoolConfig
 from .conninfo import ConnInfo
-from .drivers.base import Driver
+from .drivers.base import TRANSACTION, Driver
 from .errors import (
     DeadlineExceeded,
     PoolClosed,
@@ -95,13 +96,15 @@ class House:
         """The settings in force."""
         return self.turnaround.config
 
-    def reconfigure(self, config: PoolConfig) -> None:
-        """Put *config* in force on the live pool; but for what *conninfo* has to say
-        to it, it has been checked already."""
-        if config.pgbouncer:
-            self._conninfo.fit_pgbouncer()
-        core, before = self.core, self.config
-        self.configure(config)
+    def reconfigure(self, settings: Mapping[str, Any]) -> None:
+        """Change these *settings* on the live pool; all of them, or none."""
+        core = self.core
+        with self._opening:  # whoever changes others at this moment
+            before = self.config
+            config = before.replace(**settings)
+            if config.pgbouncer:
+                self._conninfo.fit_pgbouncer()
+            self.configure(config)
         ages = ("max_lifetime", "max_lifetime_jitter")
         if any(getattr(config, name) != getattr(before, name) for name in ages):
             for entry in list(core.entries):
@@ -115,6 +118,14 @@ class House:
 
     def configure(self, config: PoolConfig) -> None:
         """Put *config* in force; it has been checked already."""
+        before = self.config
+        try:
+            self._put_in_force(config)
+        except BaseException:  # an interrupt
+            self._put_in_force(before)
+            raise
+
+    def _put_in_force(self, config: PoolConfig) -> None:
         hooks = (
             config.before_connect,
             config.after_connect,
@@ -236,13 +247,17 @@ class House:
             stacklevel=2,
         )
 
+    def taken(self, entry: Entry) -> BaseException | None:
+        """The exception for a block whose connection the closing pool took away."""
+        if not entry.state.flags & TRANSACTION:
+            return None
+        return TransactionAborted(
+            f"pool {self.name!r} was closed before the block ended: the connection was "
+            "taken away, and its open transaction rolled back"
+        )
+
     def refusal(self, kind: str, timeout: float, waited: float, error: Any) -> BaseException:
         """The exception for a caller who gets nothing."""
-        if kind == "taken":
-            return TransactionAborted(
-                f"pool {self.name!r} was closed before the block ended: the connection was "
-                "taken away, and its open transaction rolled back"
-            )
         if kind == "closed":
             return PoolClosed(f"pool {self.name!r} is closed")
         if kind == "connect":

@@ -272,7 +272,10 @@ class Keeper:
     def _end(self, closing: _Closing) -> None:
         self._unwatch(closing)
         self._closings.discard(closing)
-        closing.steps.close()
+        try:
+            closing.steps.close()
+        except Exception:  # a driver that misbehaves must not cost the slot
+            self._log.exception("close_failed", "a connection could not be closed")
         self._core.bury(closing.entry)
         self._opener.wake()
 
@@ -280,6 +283,7 @@ class Keeper:
 
     def _tend(self) -> float:
         """Do what is due; returns the seconds until the next look."""
+        self._opener.tell()  # who waits for a size may wait for another now
         config, core = self.config, self._core
         now = core.now()
         rest = config.health_check_period

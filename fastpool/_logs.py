@@ -9,6 +9,7 @@ connection at once.
 from __future__ import annotations
 
 import logging
+import traceback
 
 __all__ = ["Log"]
 
@@ -56,4 +57,8 @@ class Log:
         if self.pool is not None:
             message, args = f"pool %r: {message}", (self.pool, *args)
         extra = {"event": event, "pool": self.pool, **figures}
-        _logger.log(level, message, *args, exc_info=exc_info, stacklevel=3, extra=extra)
+        try:
+            _logger.log(level, message, *args, exc_info=exc_info, stacklevel=3, extra=extra)
+        except Exception:  # of a filter or a handler: no reason to end a thread of the pool
+            if logging.raiseExceptions:  # as for the errors that handlers notice themselves
+                traceback.print_exc()

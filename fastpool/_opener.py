@@ -20,7 +20,6 @@ connections to it back, as soon as they are idle.
 from __future__ import annotations
 
 import _thread
-import contextlib
 import logging
 import math
 import queue
@@ -117,7 +116,7 @@ class Opener:
         """A dial may be wanted. Safe anywhere, also in finalizers, in signal
         handlers and where an interrupt strikes: it takes no lock, and whether
         there is a thread is for the threads to say."""
-        if self._stopped:
+        if self._stopped or self._core.phase == 0:
             return
         if time.monotonic() - self._started_at > _STARTING:
             self._start()
@@ -191,11 +190,10 @@ class Opener:
                 self.wake()
             try:
                 self._attempt(entry)
-            except BaseException:  # a driver, or a log handler, that misbehaves
+            except BaseException:  # a driver that misbehaves
                 self._core.forget(entry)
                 self._not_before = time.monotonic() + _PROBE_AFTER
-                with contextlib.suppress(Exception):
-                    self._log.exception("dial_broken", "an attempt to connect went wrong")
+                self._log.exception("dial_broken", "an attempt to connect went wrong")
 
     def _enters(self) -> bool:
         with self._counting:
@@ -279,7 +277,8 @@ class Opener:
         self.note_pooler(conn)
         try:
             # Part of the dial: who waits for it should not have another one begun.
-            self._turnaround.prepare(conn, entry.state)
+            if not self._stopped:
+                self._turnaround.prepare(conn, entry.state)
         except BaseException as error:
             self._core.adopt(entry, conn, fd)
             self._core.retire(entry, entry.holder, "after_connect")

@@ -77,7 +77,7 @@ def hides_arguments(function: Callable[P, T]) -> Callable[P, T]:
     def hiding(*args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return function(*args, **kwargs)
-        except (ValueError, TypeError) as error:  # ConfigError is a ValueError
+        except (ValueError, TypeError, ImportError) as error:  # ConfigError is a ValueError
             wrong = bare(error)
         del args, kwargs
         try:

@@ -127,7 +127,8 @@ class TransactionAborted(PoolError):
         super().__init__(message)
         self.outcome = outcome
         """``rolled_back``: an earlier statement had failed, so the server could
-        only roll back. ``unknown``: COMMIT was sent and no answer came."""
+        only roll back. ``unknown``: COMMIT was sent and no answer came, or the
+        connection was lost before, in a statement whose error the block kept."""
 
 
 class ConnectionReleased(PoolError):

@@ -211,8 +211,13 @@ class _PoolTransaction(Generic[ConnT]):
         self._pool = pool
         self._limits = limits
         self._options = options
+        self._entered = itertools.count()
 
     def __enter__(self) -> ConnT:
+        if next(self._entered):  # a thread that shares it would end the other's transaction
+            raise ConnectionReleased(
+                "a block of pool.transaction() lives once; ask the pool for another"
+            )
         self._lease = self._pool.acquire(*self._limits)
         try:
             self._transaction = self._lease.transaction(**self._options)
@@ -376,8 +381,10 @@ class Pool(PoolView[ConnT]):
 
         Waiters get ``PoolClosed`` at once; idle connections are closed; those in
         use when they come back. After *timeout* seconds whatever is still held
-        is cancelled and shut down, and a warning names the holders. Afterwards
-        no connection of the pool is open. Closing twice does nothing.
+        is cancelled and shut down, and a warning names the holders. Afterwards no
+        connection of the pool is open; what was being dialled just then is closed as
+        soon as that ends, after ``connect_timeout`` at the latest. Closing twice does
+        nothing.
         """
         self._house.close(seconds("timeout", timeout, "do not wait"))
 
@@ -393,8 +400,9 @@ class Pool(PoolView[ConnT]):
         house = getattr(self, "_house", None)  # absent when the settings were wrong
         if house is None or finalizing():
             return
-        if house.core.phase == 1:
-            house.drop()
+        phase = house.core.phase
+        house.drop()  # one that was not opened too: nobody else can end it any more
+        if phase == 1:
             message = f"pool {house.name!r} was never closed"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)
 
@@ -409,7 +417,7 @@ class Pool(PoolView[ConnT]):
         so does ``cancel_budget`` for their statements:
         :meth:`drain` renews them. Raises ``ConfigError``, then nothing changed.
         """
-        self._house.reconfigure(self.config.replace(**settings))
+        self._house.reconfigure(settings)
 
     def resize(self, *, min_size: int | None = None, max_size: int | None = None) -> None:
         """Short for :meth:`reconfigure` of ``min_size`` and ``max_size``.
@@ -429,7 +437,8 @@ class Pool(PoolView[ConnT]):
         """Close a held connection instead of keeping it.
 
         *conn* is what :meth:`connection` or :meth:`acquire` gave. Afterwards it
-        is released; the pool makes a new connection when one is needed.
+        is released, and what was open on it is rolled back; the pool makes a new
+        connection when one is needed.
         """
         entry = _lease(conn)._entry_of(self._core)
         self._core.retire(entry, id(conn), "invalidated")  # the lease's token, whoever has it now
@@ -470,6 +479,8 @@ class Pool(PoolView[ConnT]):
         return self._house.holders()
 
     def __repr__(self) -> str:
+        if not hasattr(self, "_house"):  # seen in a traceback: its settings were refused
+            return "<Pool, not made>"
         core = self._core
         phase = ("new", "open", "closed")[core.phase]
         return (
@@ -478,6 +489,7 @@ class Pool(PoolView[ConnT]):
         )
 
 
+@hides_arguments
 def from_env(**settings: Any) -> Pool[Any]:
     """A pool from the ``DB_*`` variables; *settings* win over them.
 

@@ -97,17 +97,21 @@ _NO_STREAM = (
 )
 
 _SESSION_TAGS = frozenset(
-    (b"SET\0", b"RESET\0", b"DISCARD ALL\0", b"LISTEN\0", b"PREPARE\0", b"LOAD\0")
+    (
+        *(b"SET\0", b"RESET\0", b"DISCARD ALL\0", b"LOAD\0", b"LISTEN\0", b"UNLISTEN\0"),
+        *(b"PREPARE\0", b"DEALLOCATE\0", b"DEALLOCATE ALL\0"),
+    )
 )
 """Command tags of what outlives its transaction, and shows nowhere else; or undoes
 what an ``after_connect`` hook has set."""
 _LEAD = r"(?:\s|--[^\n]*(?:\n|\Z)|/\*(?:[^*]|\*(?!/))*\*/)*"
 """What may stand before a statement: blanks, and comments that are not nested."""
 _END = re.compile(_LEAD + r"(commit|end|rollback|abort|prepare\s+transaction)\b", re.IGNORECASE)
-_UNDO = re.compile(_LEAD + r"(rollback|abort)\b", re.IGNORECASE)
-"""What ends a transaction is never cancelled, and what undoes one is always sent."""
+_UNDO = re.compile(_LEAD + r"(rollback|abort)\b[^;]*;?\s*\Z", re.IGNORECASE)
+"""What ends a transaction is never cancelled, and what only undoes one is always sent."""
 _COMMITS = re.compile(
-    _LEAD + r"(call|do|vacuum|analyze|cluster|reindex|\w+\s+(unique\s+)?index\s+concurrently)\b",
+    _LEAD + r"(call|do|vacuum|analyze|cluster|reindex|\w+\s+(unique\s+)?index\s+concurrently"
+    r"|alter\s+table\b[^;]*\bdetach\s+partition\b[^;]*\bconcurrently)\b",
     re.IGNORECASE,
 )
 """What may commit in its middle, and be cancelled after that."""
@@ -794,6 +798,9 @@ def _to_statement(sql: str) -> Any:
 class NativeConnection(Connection, pg8000.native.Connection):  # type: ignore[misc]
     """``pg8000.native.Connection``, safe to share."""
 
+    _asked = -1
+    """For which lease the last query was."""
+
     def run(self, sql: str, stream: Any = None, types: Any = None, **params: Any) -> Any:
         # Adapters may take their time, in which another thread gives the lease back.
         serial = self._state.serial
@@ -803,10 +810,20 @@ class NativeConnection(Connection, pg8000.native.Connection):  # type: ignore[mi
             statement, make_vals = _to_statement(sql)
             oids = () if types is None else make_vals(defaultdict(lambda: None, types))
             context = self.execute_unnamed(statement, make_vals(params), oids, stream, serial)
-        rows, self._context = context.rows, context
+        rows, self._context, self._asked = context.rows, context, serial
         # An idle connection must not keep its last result.
         context.rows = context.stream = None
         return rows
+
+    @property
+    def columns(self) -> Any:
+        """Of the last query of this lease; another's are not its user's to see."""
+        return super().columns if self._asked == self._state.serial else None
+
+    @property
+    def row_count(self) -> Any:
+        """The same of its number of rows."""
+        return super().row_count if self._asked == self._state.serial else None
 
     def prepare(self, sql: str) -> pg8000.native.PreparedStatement:
         if self._pooled:

@@ -74,6 +74,8 @@ class House:
         self.on_admit: Callable[[Any], str | None] = lambda entry: None
         self.on_settle: Callable[[Any], str | None] = lambda entry: None
         self.on_finish: Callable[[Any], object] = lambda entry: None
+        # What to raise in whose connection was taken away.
+        self.on_taken: Callable[[Any], BaseException | None] = lambda entry: None
         # What to raise in who closes a circle of waits.
         self.on_deadlock: Callable[[], BaseException | None] = lambda: None
         # Around each script: what it does is not the caller's doing.
@@ -126,6 +128,10 @@ class House:
 
     def refusal(self, kind: str, timeout: float, waited: float, error: object) -> BaseException:
         return Refusal(kind, timeout, waited, error)
+
+    def taken(self, entry: Any) -> BaseException | None:
+        self.calls.append("taken")
+        return self.on_taken(entry)
 
 
 class Rig:

@@ -168,7 +168,7 @@ class Model:
             self.shelve(e, below=s["fifo"])
             return "kept"
         if leased:
-            e.status, e.holder = "held", -holder
+            e.status, e.holder, e.since = "held", -holder, self.now
         return why
 
     def put_or_retire(self, e: Entry, holder: int) -> None:
@@ -308,9 +308,10 @@ class Model:
         )
         if not tangled:
             return "no"
-        if all(e.user or e.scoped for e in leased):
+        if all(e.user for e in leased):
             return "yes"
-        return "doubtful" if len(holders) > 1 else "no"
+        blocks = all(e.user or e.scoped for e in leased)
+        return "doubtful" if blocks or len(holders) > 1 else "no"
 
     def leave(self, waiter: Waiter, elapsed: float, *, interrupted: bool) -> None:
         if waiter.status == "waiting":

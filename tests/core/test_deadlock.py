@@ -26,8 +26,10 @@ def raising(rig: Rig) -> Rig:
 
 
 def take(rig: Rig) -> Any:
-    """A lease for a with block."""
-    return rig.connection().__enter__()
+    """A lease for a with block, used."""
+    lease = rig.connection().__enter__()
+    use(rig, lease)
+    return lease
 
 
 def mine(rig: Rig, lease: Any) -> int:
@@ -101,7 +103,7 @@ def test_a_thread_with_several(make: MakeRig) -> None:
     first.join()
     assert rig.core.deadlocked(first.waiter) == UNTANGLED
     last.join()
-    assert rig.core.deadlocked(last.waiter) == TANGLED
+    assert rig.core.deadlocked(last.waiter) == DOUBTFUL  # the others' are not used yet
     assert rig.core.deadlocked(first.waiter) == UNTANGLED, "only the last to come is told"
     for somebody in (first, last, *theirs):
         somebody.drop()
@@ -120,7 +122,7 @@ def test_the_last_to_come_may_stand_further_up(make: MakeRig) -> None:
     first.join()
     last.join(again=True)
     assert rig.core.waiters() == [last.waiter, first.waiter]
-    assert rig.core.deadlocked(last.waiter) == TANGLED
+    assert rig.core.deadlocked(last.waiter) == DOUBTFUL  # the others' are not used yet
     assert rig.core.deadlocked(first.waiter) == UNTANGLED
     for somebody in (first, last, theirs):
         somebody.drop()
@@ -183,6 +185,29 @@ def test_not_used_yet(make: MakeRig) -> None:
     assert rig.core.deadlocked(somebody.waiter) == TANGLED
     somebody.drop()
     lease.release()
+
+
+@pytest.mark.parametrize("used", [False, True])
+def test_a_block_not_used_yet(make: MakeRig, used: bool) -> None:
+    """A with block may be ended by another thread than the one that entered it, as in a web
+    framework's pool of threads: that one gets half a second to show."""
+    rig = raising(make(1))
+    block = rig.connection().__enter__()
+    somebody = rig.waiter(who=mine(rig, block))
+    somebody.join()
+    assert rig.core.deadlocked(somebody.waiter) == DOUBTFUL
+    somebody.leave()
+    worker = threading.Thread(
+        target=lambda: (eventually(lambda: rig.core.waiting == 1), use(rig, block))
+    )
+    if used:
+        worker.start()
+    with pytest.raises(Refusal if used else Deadlock):
+        rig.acquire(timeout=0.6)
+    if used:
+        worker.join()
+    block.release()
+    somebody.drop()
 
 
 @pytest.mark.parametrize("mine", [True, False])

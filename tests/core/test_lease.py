@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import math
 import pickle
 import sys
+import threading
 import time
 import weakref
 from types import ModuleType
@@ -35,12 +37,23 @@ def test_forwards_writing(make: MakeRig) -> None:
     """Attributes are set and deleted on the driver's connection."""
     rig = make(1)
     with rig.connection() as conn:
+        conn.driver_connection.autocommit = False
         conn.autocommit = True
         assert conn.driver_connection.autocommit is True
         del conn.autocommit
         assert not hasattr(conn.driver_connection, "autocommit")
         with pytest.raises(AttributeError):
             del conn.autocommit
+
+
+def test_nothing_is_left_for_the_next(make: MakeRig) -> None:
+    """What the driver's connection does not have cannot be set on it: the next user would
+    find it there."""
+    rig = make(1)
+    with rig.connection() as conn:
+        with pytest.raises(AttributeError, match="'tenant': a connection of the pool takes no"):
+            conn.tenant = 42
+        assert not hasattr(conn.driver_connection, "tenant")
 
 
 def test_class(make: MakeRig, core: ModuleType) -> None:
@@ -148,6 +161,73 @@ def test_block_after_a_failed_wait(make: MakeRig) -> None:
         pass
     with block as conn:
         assert conn.name == 0
+
+
+def test_one_block_entered_by_two_threads(make: MakeRig) -> None:
+    """Who comes while another enters is refused, and no connection is lost by it."""
+    rig = make(2)
+
+    def both() -> None:
+        leases, block = [rig.acquire(), rig.acquire()], rig.connection()
+        served = Entering(block)
+        eventually(lambda: rig.core.waiting == 1)
+        with pytest.raises(ConnectionReleased), block:
+            pass
+        for lease in leases:
+            lease.release()
+        served.end()
+
+    both()
+    rig.check_serves()
+
+
+def test_one_block_entered_in_the_wait_of_another(make: MakeRig) -> None:
+    """The same when the second comes at the very moment in which the first begins to wait."""
+    rig = make(2)
+
+    def both() -> None:
+        leases, block = [rig.acquire(), rig.acquire()], rig.connection()
+        others: list[Entering] = []
+
+        def queueing() -> float:
+            rig.house.queueing = lambda: math.inf  # type: ignore[method-assign]
+            others.append(Entering(block))
+            eventually(lambda: rig.core.waiting == 1)
+            return math.inf
+
+        rig.house.queueing = queueing  # type: ignore[method-assign]
+        with pytest.raises(ConnectionReleased, match="another thread has entered"), block:
+            pass
+        for lease in leases:
+            lease.release()
+        others[0].end()
+
+    both()
+    rig.check_serves()
+
+
+class Entering(threading.Thread):
+    """A thread that enters a block, and leaves it."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__(daemon=True)
+        self._block = block
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            with self._block:
+                pass
+        except BaseException as error:
+            self._error = error
+        self._block = None
+
+    def end(self) -> None:
+        """It was served."""
+        self.join(30)
+        assert not self.is_alive()
+        assert self._error is None
 
 
 @pytest.mark.parametrize("held", [True, False])

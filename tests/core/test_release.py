@@ -106,6 +106,17 @@ def test_settles_each_time(make: MakeRig) -> None:
     assert rig.house.calls == ["settle"]
 
 
+def test_idle_since_its_return(make: MakeRig) -> None:
+    """The time it is idle begins with the return, also when that took some doing."""
+    clock = Clock()
+    rig = make(1, clock, settles=True)
+    lease = rig.acquire()
+    clock.now += 100
+    lease.release()
+    (entry,) = rig.core.idle_entries()
+    assert entry.since == clock.now
+
+
 def test_lease_is_dead_while_settled(make: MakeRig) -> None:
     """A second release, while the first one still settles, does nothing."""
     rig = make(1, settles=True)

@@ -606,6 +606,18 @@ def test_nothing_of_a_lease_outlives_it(connect: Any) -> None:
     assert in_step(native)
 
 
+def test_what_another_lease_asked_is_not_told(connect: Any) -> None:
+    """The names of the columns and the number of rows are for who ran the query."""
+    conn = connect()
+    conn.run("SELECT 1 AS salary")
+    assert [column["name"] for column in conn.columns] == ["salary"]
+    assert conn.row_count == 1
+    conn._state.release()
+    conn._state.lease()
+    assert conn.columns is None
+    assert conn.row_count is None
+
+
 def test_released_while_parameters_become_text(connect: Any) -> None:
     """A statement that takes its time to be written is not sent in the next lease."""
     conn = connect()

@@ -24,6 +24,7 @@ from support import need
 
 import fastpool
 from fastpool import DeadlineExceeded, Pool
+from fastpool.drivers import _wire
 from fastpool.testing import FaultProxy, LocalPostgres, make_certificate
 
 BUDGET = 0.25
@@ -269,6 +270,25 @@ def test_a_commented_commit_is_one(
     with pytest.raises(DeadlineExceeded), pool.connection(deadline=0.0) as conn:
         conn.run(f"{lead}ROLLBACK")  # can always be sent
         conn.run(f"{lead}COMMIT")
+    with pytest.raises(DeadlineExceeded), pool.connection(deadline=0.0) as conn:
+        conn.run(f"{lead}ROLLBACK; INSERT INTO late VALUES (2)")  # would be more than that
+    assert slow_commit() == [1]
+
+
+@pytest.mark.parametrize(
+    ("statement", "may"),
+    [
+        ("ALTER TABLE t DETACH PARTITION p CONCURRENTLY", True),
+        ("alter table only t\n  detach partition p concurrently", True),
+        ("DROP INDEX CONCURRENTLY i", True),
+        ("CREATE UNIQUE INDEX CONCURRENTLY i ON t (a)", True),
+        ("ALTER TABLE t DETACH PARTITION p", False),
+        ("SELECT 'vacuum'", False),
+    ],
+)
+def test_what_may_commit_in_its_middle(statement: str, may: bool) -> None:
+    """As PostgreSQL's manual says of each."""
+    assert bool(_wire._COMMITS.match(statement)) == may
 
 
 @pytest.mark.parametrize("lead", ["CALL two_steps()", "/* app */ CALL two_steps()"])

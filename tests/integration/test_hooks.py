@@ -74,6 +74,22 @@ def test_after_connect_is_the_birth(make_pool: MakePool) -> None:
     assert calls == [1]
 
 
+@pytest.mark.parametrize("undone", ["UNLISTEN *", "UNLISTEN jobs", "DEALLOCATE ALL"])
+def test_what_after_connect_made_is_there_for_all(make_pool: MakePool, undone: str) -> None:
+    """A user who takes away what the hook has made does so for himself alone."""
+
+    def after_connect(conn: Any) -> None:
+        conn.run("LISTEN jobs")
+        conn.run("PREPARE one AS SELECT 1")
+
+    pool = make_pool(max_size=1, after_connect=after_connect)
+    for _ in range(2):
+        with pool.connection() as conn:
+            assert conn.run("SELECT pg_listening_channels()") == [["jobs"]]
+            assert conn.run("EXECUTE one") == [[1]]
+            conn.run(undone)
+
+
 def test_failing_after_connect_is_a_failed_dial(make_pool: MakePool, admin: Admin) -> None:
     """An error in after_connect closes the connection and is the waiter's cause."""
     pool = make_pool(after_connect=lambda conn: conn.run("SELEKT"))

@@ -189,6 +189,67 @@ def test_reconfigure_all_or_nothing(make: Make) -> None:
     assert pool._core.timeout == 3.0
 
 
+def test_reconfigure_by_two_threads(make: Make) -> None:
+    """Who changes other settings at the same time loses none."""
+    pool = make(max_size=5)
+    asked, before = threading.Event(), threading.get_ident()
+    changing = threading.Thread(target=lambda: (asked.set(), pool.reconfigure(timeout=1.0)))
+    configure = pool._core.configure
+
+    def slowly(**settings: Any) -> None:
+        if threading.get_ident() == before and not asked.is_set():
+            changing.start()
+            assert asked.wait(PATIENCE)
+            changing.join(0.05)  # it has its chance to be in between
+        configure(**settings)
+
+    pool._house.core = Overlay(pool._core, configure=slowly)
+    pool.reconfigure(max_size=7)
+    changing.join()
+    assert (pool.config.max_size, pool.config.timeout) == (7, 1.0)
+    assert (pool._core.max_size, pool._core.timeout) == (7, 1.0)
+
+
+def test_reconfigure_interrupted(make: Make) -> None:
+    """Interrupted half way, and nothing has changed."""
+    pool = make(max_size=5)
+    before, configure = pool.config, pool._core.configure
+    strikes = iter([KeyboardInterrupt()])
+
+    def interrupted(**settings: Any) -> None:
+        for strike in strikes:
+            raise strike
+        configure(**settings)
+
+    pool._house.core = Overlay(pool._core, configure=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pool.reconfigure(max_size=7)
+    assert pool.config is before
+    assert pool._core.max_size == 5
+
+
+class Overlay:
+    """An object, with something of it replaced."""
+
+    def __init__(self, under: Any, **instead: Any) -> None:
+        self._under = under
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._under, name)
+
+
+def test_a_lower_min_size_ends_the_wait(make: Make, driver: StubDriver, spawn: Spawn) -> None:
+    """Who waits for a pool to be filled is told that less is enough."""
+    driver.gates["connect"] = threading.Event()
+    pool = make(min_size=2, max_size=2)
+    waiting = spawn(lambda: pool.wait(PATIENCE))
+    eventually(lambda: pool.stats().connecting > 0 and pool._house.opener.progress._waiters)
+    pool.reconfigure(min_size=0)
+    waiting.result()
+    assert waiting.took < PATIENCE / 2
+
+
 def test_config_is_what_was_given() -> None:
     """A pool made from a config has an equal one, defaults included."""
     config = PoolConfig(max_size=7, timeout=1.0)

@@ -319,6 +319,37 @@ def test_a_pool_that_was_never_open_is_dropped_in_silence(driver: StubDriver) ->
     assert house() is None
 
 
+def test_a_pool_that_was_never_open_cannot_be_any_more(driver: StubDriver) -> None:
+    """What is left of a dropped pool opens nothing that nobody could close."""
+    threads = threading.active_count()
+    for _ in range(3):
+        with pytest.raises(PoolClosed), Pool(driver=driver).connection():
+            pass
+    assert driver.counts["connect"] == 0
+    pool = Pool(driver=driver, min_size=2)
+    pool.reconfigure(max_size=7)
+    pool.drain()
+    assert threading.active_count() == threads
+    house = weakref.ref(pool._house)
+    del pool
+    gc.collect()
+    assert house() is None
+    assert driver.counts["connect"] == 0
+
+
+def test_a_dial_that_ends_after_close(driver: StubDriver) -> None:
+    """No hook is run on it, and it is closed."""
+    calls: list[object] = []
+    driver.gates["connect"] = threading.Event()
+    pool = Pool(driver=driver, min_size=1, after_connect=calls.append)
+    pool.open()
+    eventually(lambda: pool.stats().connecting == 1)
+    pool.close(0)
+    driver.gates["connect"].set()
+    eventually(lambda: pool.stats().size == 0)
+    assert (calls, driver.open_now, driver.counts["connect"]) == ([], 0, 1)
+
+
 def test_a_closed_pool_is_collected(driver: StubDriver) -> None:
     """Nothing keeps a closed pool alive."""
     pool = Pool(driver=driver, min_size=2)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import _thread
 import logging
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pool.kit import eventually, filled
+from pool.kit import PATIENCE, eventually, filled
 
 import fastpool
 from fastpool import ConfigError, Pool, PoolTimeout, TransactionAborted
@@ -23,6 +24,14 @@ def test_close_in_the_middle_of_a_transaction_is_not_silent(make: Make) -> None:
     taken = pytest.raises(TransactionAborted, match="closed before the block ended")
     with taken, pool.connection() as conn:
         conn.run("BEGIN")
+        pool.close(0.01)
+
+
+def test_close_in_a_block_that_has_nothing_open(make: Make) -> None:
+    """What the block did is done: nothing was rolled back, and nobody says so."""
+    pool = make()
+    with pool.connection() as conn:
+        conn.run("INSERT")
         pool.close(0.01)
 
 
@@ -124,6 +133,26 @@ def test_a_log_handler_that_raises(make: Make, driver: StubDriver) -> None:
         assert make().run("SELECT 1") == "SELECT 1"
     finally:
         logging.getLogger("fastpool").removeHandler(handler)
+
+
+def test_a_log_filter_that_raises(make: Make, driver: StubDriver) -> None:
+    """What a filter raises is not the maintenance thread's end: slots are freed all the same."""
+    pool = make(max_size=1, leak_threshold=0.01)
+    told = threading.Event()
+
+    def refuse(record: object) -> bool:
+        told.set()
+        raise KeyError("filter")
+
+    logger = logging.getLogger("fastpool")
+    lease = pool.acquire()
+    logger.addFilter(refuse)
+    try:
+        assert told.wait(PATIENCE), "the leak was not told of"
+    finally:
+        logger.removeFilter(refuse)
+    pool.invalidate(lease)
+    assert pool.run("SELECT 1") == "SELECT 1"
 
 
 @pytest.mark.parametrize("wrong", [123, StubDriver, object()])

@@ -209,6 +209,20 @@ def test_a_failed_inner_transaction_is_undone_alone(make: Make, driver: StubDriv
     ]
 
 
+def test_a_transaction_block_lives_once(make: Make, driver: StubDriver) -> None:
+    """Shared by two threads it would end the one's transaction for the other."""
+    pool = make(max_size=2)
+    block = pool.transaction()
+    with block as conn:
+        with pytest.raises(ConnectionReleased, match="lives once"), block:
+            pass
+        conn.run("INSERT")
+    assert pool.stats().in_use == 0
+    with pytest.raises(ConnectionReleased, match="lives once"), block:
+        pass
+    assert driver.connections[0].statements == ["BEGIN", "INSERT", "COMMIT"]
+
+
 def test_transaction_on_a_held_connection(make: Make, driver: StubDriver) -> None:
     """lease.transaction() begins one where none is open, and leaves the lease held."""
     lease = make().acquire()

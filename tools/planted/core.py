@@ -71,8 +71,8 @@ WAITING = [
         "interrupted-waiter-swallows-its-connection",
         CORE,
         """\
-            if interrupted:
-                self._give_back(lease)
+        if interrupted:
+            self._give_back(lease)
 """,
         "",
         "tests/core/test_waiters.py::test_interrupted",
@@ -471,6 +471,35 @@ RETURN = [
 ]
 
 SLOTS = [
+    Mutant(
+        "two-threads-enter-one-block",
+        CORE,
+        """\
+            if entry is QUEUED or entry.holder == mine:
+                return False
+""",
+        "",
+        "tests/core/test_lease.py::test_one_block_entered_in_the_wait_of_another",
+    ),
+    Mutant(
+        "idle-since-the-acquire",
+        CORE,
+        """\
+                entry.since = now
+                entry.status = HELD
+""",
+        """\
+                entry.status = HELD
+""",
+        "tests/core/test_release.py::test_idle_since_its_return",
+    ),
+    Mutant(
+        "attributes-reach-the-next-user",
+        CORE,
+        "if not hasattr(conn, name):",
+        "if conn is None:",
+        "tests/core/test_lease.py::test_nothing_is_left_for_the_next",
+    ),
     Mutant(
         "closing-connection-frees-its-slot",
         CORE,

@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from .mutant import CORE, OPENER, POOL, TURNAROUND, WIRE, Mutant
+from .mutant import CORE, HOUSE, OPENER, POOL, TURNAROUND, WIRE, Mutant
 
 HOSTS = "fastpool/_hosts.py"
 LIVENESS = "fastpool/_liveness.py"
 
 DIALLING = [
+    Mutant(
+        "hook-on-a-dial-after-close",
+        OPENER,
+        """\
+            if not self._stopped:
+                self._turnaround.prepare(conn, entry.state)
+""",
+        "            self._turnaround.prepare(conn, entry.state)\n",
+        "tests/pool/test_life.py::test_a_dial_that_ends_after_close",
+    ),
+    Mutant(
+        "dropped-unopened-pool-opens",
+        POOL,
+        "        house.drop()  # one that was not opened too: nobody else can end it any more\n",
+        "        phase == 1 and house.drop()\n",
+        "tests/pool/test_life.py::test_a_pool_that_was_never_open_cannot_be_any_more",
+    ),
+    Mutant(
+        "two-reconfigure-at-once",
+        HOUSE,
+        "        with self._opening:  # whoever changes others at this moment\n",
+        "        if True:\n",
+        "tests/pool/test_control.py::test_reconfigure_by_two_threads",
+    ),
+    Mutant(
+        "reconfigured-half",
+        HOUSE,
+        "            self._put_in_force(before)\n",
+        "",
+        "tests/pool/test_control.py::test_reconfigure_interrupted",
+    ),
     Mutant(
         "dial-outlasts-who-listens",
         OPENER,
@@ -78,10 +109,10 @@ DIALLING = [
     Mutant(
         "settings-apply-one-by-one",
         POOL,
-        "        self._house.reconfigure(self.config.replace(**settings))\n",
+        "        self._house.reconfigure(settings)\n",
         """\
         for name, value in settings.items():
-            self._house.reconfigure(self.config.replace(**{name: value}))
+            self._house.reconfigure({name: value})
 """,
         "tests/pool/test_control.py::test_reconfigure_all_or_nothing",
     ),

@@ -11,6 +11,27 @@ SERVER_TESTS = "tests/integration/test_deadlines.py::"
 
 DRIVER = [
     Mutant(
+        "columns-of-another",
+        WIRE,
+        "return super().columns if self._asked == self._state.serial else None",
+        "return super().columns",
+        "tests/drivers/test_wire.py::test_what_another_lease_asked_is_not_told",
+    ),
+    Mutant(
+        "work-after-a-rollback-past-the-deadline",
+        WIRE,
+        r'(rollback|abort)\b[^;]*;?\s*\Z"',
+        r'(rollback|abort)\b"',
+        "tests/integration/test_deadlines.py::test_a_commented_commit_is_one",
+    ),
+    Mutant(
+        "unlisten-for-all",
+        WIRE,
+        r'b"UNLISTEN\0"',
+        r'b"LISTEN\0"',
+        "tests/integration/test_hooks.py::test_what_after_connect_made_is_there_for_all",
+    ),
+    Mutant(
         "interrupted-wire-passes-for-clean",
         WIRE,
         """\

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .mutant import CORE, HOUSE, Mutant
+from .mutant import CORE, HOUSE, POOL, Mutant
 
 DIAGNOSIS = "fastpool/_diagnosis.py"
 OPS_TESTS = "tests/ops/"
@@ -17,6 +17,27 @@ POOLS = "fastpool/ops/_pools.py"
 SIZE = "fastpool/ops/size.py"
 
 EXPLAINING = [
+    Mutant(
+        "filter-ends-the-maintenance-thread",
+        "fastpool/_logs.py",
+        "except Exception:  # of a filter",
+        "except ZeroDivisionError:  # of a filter",
+        "tests/pool/test_odd_moments.py::test_a_log_filter_that_raises",
+    ),
+    Mutant(
+        "done-work-called-rolled-back",
+        HOUSE,
+        "if not entry.state.flags & TRANSACTION:",
+        "if not entry.state.flags:",
+        "tests/pool/test_odd_moments.py::test_close_in_a_block_that_has_nothing_open",
+    ),
+    Mutant(
+        "transaction-block-entered-twice",
+        POOL,
+        "if next(self._entered):",
+        "if next(self._entered) < 0:",
+        "tests/pool/test_transactions.py::test_a_transaction_block_lives_once",
+    ),
     Mutant(
         "deadlock-of-what-another-uses",
         CORE,
@@ -55,9 +76,21 @@ EXPLAINING = [
     Mutant(
         "deadlock-of-a-dispatcher",
         CORE,
-        "return DOUBTFUL if len(threads) > 1 else UNTANGLED",
+        "return DOUBTFUL if len(threads) > 1 or not bare else UNTANGLED",
         "return DOUBTFUL",
         "tests/core/test_deadlock.py::test_not_used_yet",
+    ),
+    Mutant(
+        "deadlock-of-a-block-that-another-ends",
+        CORE,
+        """\
+                    doubt = True
+                    bare = bare or not entry.who & 1
+""",
+        """\
+                    doubt = bare = bare or not entry.who & 1
+""",
+        "tests/core/test_deadlock.py::test_a_block_not_used_yet",
     ),
     Mutant(
         "deadlock-without-a-doubt",
