@@ -10,7 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +111,7 @@ def test_extras_exist() -> None:
 
 # -- settings ----------------------------------------------------------------------
 
-WORDS = {
+WORDS: dict[tuple[str, str], Callable[[fastpool.PoolConfig], object]] = {
     ("min_size", "min(5, max_size)"): lambda config: min(5, config.max_size),
     ("max_idle", "max_size"): lambda config: config.max_size,
     ("max_lifetime_jitter", "a tenth"): lambda config: config.max_lifetime / 10,
@@ -196,11 +196,16 @@ def spans(program: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "argv"), commands("fastpool"), ids=str)
 def test_commands_parse(page: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Each ``fastpool`` line of a shell block is one that the command takes."""
-    ran = []
-    for name, command in cli._COMMANDS.items():
-        monkeypatch.setattr(command, "run", lambda args, name=name: ran.append(name) or 0)
+    ran: list[argparse.Namespace] = []
+
+    def run(args: argparse.Namespace) -> int:
+        ran.append(args)
+        return 0
+
+    for command in cli._COMMANDS.values():
+        monkeypatch.setattr(command, "run", run)
     assert cli.main(argv) == 0
-    assert ran == argv[:1]
+    assert [args.command for args in ran] == argv[:1]
 
 
 def options(name: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pool.kit import filled
 
 import fastpool
 from fastpool import Pool
-from fastpool.ops import admin, instrument, probes
+from fastpool.ops import admin, http, instrument, metrics, probes
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
 pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="the source is out of reach here")
@@ -54,6 +54,7 @@ def test_paths(make: Make) -> None:
     page = admin(make())
     shown = [code(row[0]) for row in table("path")]
     assert shown == [*probes(make())._routes, *page._routes]
+    assert f" {http._CHECKS} requests of one path" in PAGE.read_text("utf-8")
     page.close()
 
 
@@ -153,6 +154,8 @@ def test_opentelemetry_table(make: Make) -> None:
         if metric.startswith("`db.")
     }
     assert shown == sent
+    most = f"{metrics._RECORDED:,}".replace(",", " ")
+    assert f"at most {most} values" in PAGE.read_text("utf-8")
     provider.shutdown()
 
 
@@ -221,12 +224,12 @@ def test_events() -> None:
 
 def test_what_the_log_says_at_the_end() -> None:
     """The texts in the table of the steps are made from the formats in the source."""
-    rows = table("step")
+    rows, logged = table("step"), list(records())
     assert len(rows) > 8
     for _, event, said in rows:
         formats = {
             ".+".join(map(re.escape, re.split(r"%[.0-9]*[a-z]", record.message)))
-            for record in records()
+            for record in logged
             if record.event == code(event) and record.message is not None
         }
         message = re.sub(r"^pool '\w+': ", "", said)
