@@ -111,7 +111,7 @@ def test_extras_exist() -> None:
 
 # -- settings ----------------------------------------------------------------------
 
-WORDS: dict[tuple[str, str], Callable[[fastpool.PoolConfig], object]] = {
+WORDS: dict[tuple[str, str], Callable[[Any], object]] = {
     ("min_size", "min(5, max_size)"): lambda config: min(5, config.max_size),
     ("max_idle", "max_size"): lambda config: config.max_size,
     ("max_lifetime_jitter", "a tenth"): lambda config: config.max_lifetime / 10,
