@@ -88,7 +88,8 @@ class PoolTimeout(PoolError, TimeoutError):
 class PoolDeadlock(PoolTimeout):
     """Every connection is held by a thread that itself waits in this pool.
 
-    Raised at once, in the thread whose wait has closed the circle, as the ``deadlock``
+    Raised at once, or after half a second while one of the connections has not been
+    used yet, in the thread whose wait has closed the circle, as the ``deadlock``
     setting says; the others go on when it has given back what it holds. The text names
     where each acquired and where it waits; ``facts.waiters`` are these threads.
     """
