@@ -169,6 +169,7 @@ class House:
 
     def close(self, timeout: float) -> None:
         """Serve no one from now on, wait for leases, then take them away."""
+        began = time.monotonic()
         self.drop()
         self.opener.tell()
         emptied = self.keeper.emptied
@@ -179,8 +180,8 @@ class House:
             verdict = judge(facts)
             self._log.warning(
                 "closed_in_use",
-                "closed after %g s with %d connections still in use %s",
-                timeout,
+                "closed after %.2g s with %d connections still in use %s",
+                time.monotonic() - began,
                 len(facts.holders),
                 # Who is at work in them needs no larger pool for that.
                 tell(facts, None if verdict == "too small" else verdict, len(facts.holders)),

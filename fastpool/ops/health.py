@@ -96,6 +96,7 @@ class ProbeResult(NamedTuple):
     """What to answer to a probe."""
 
     http_status: int
+    """200, or 503."""
     body: dict[str, Any]
     """For JSON."""
 
