@@ -10,9 +10,9 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from importlib import metadata
+from typing import Any, NoReturn
 
-from .. import __version__
 from . import CommandError, demo, load, ping, serving, size
 
 __all__ = ["main"]
@@ -32,6 +32,11 @@ class _Parser(argparse.ArgumentParser):
         super().error(_MAYBE_SECRET.sub("(not shown)", message))
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
+        parser.exit(message=f"fastpool {metadata.version('fastpool')}\n")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status.
 
@@ -43,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="A PostgreSQL connection pool for threads.",
         epilog=_STATUS,
     )
-    parser.add_argument("--version", action="version", version=f"fastpool {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print it and exit")
     commands = parser.add_subparsers(dest="command", metavar="command", required=True)
     for name, command in _COMMANDS.items():
         command.add_arguments(commands.add_parser(name, help=command.HELP, epilog=_STATUS))
