@@ -401,7 +401,8 @@ class Pool(PoolView[ConnT]):
         if house is None or finalizing():
             return
         phase = house.core.phase
-        house.drop()  # one that was not opened too: nobody else can end it any more
+        if phase != 2:  # one that was not opened too: nobody else can end it any more
+            house.drop()
         if phase == 1:
             message = f"pool {house.name!r} was never closed"
             warnings.warn(message, ResourceWarning, stacklevel=2, source=self)

@@ -366,6 +366,17 @@ def test_a_closed_pool_is_collected(driver: StubDriver) -> None:
     eventually(gone)
 
 
+def test_a_closed_pool_in_a_cycle_is_collected(driver: StubDriver) -> None:
+    """Whatever of it the collector ends first."""
+    for _ in range(20):
+        pool: Any = Pool(driver=driver, min_size=1)
+        pool.open(wait=True)
+        pool.close()
+        pool.me = pool._house.me = pool
+        del pool
+        gc.collect()
+
+
 def test_a_view_keeps_its_pool(driver: StubDriver) -> None:
     """A pool lives as long as a view of it."""
     view = Pool(driver=driver, min_size=0).within(timeout=PATIENCE)

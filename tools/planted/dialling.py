@@ -21,8 +21,8 @@ DIALLING = [
     Mutant(
         "dropped-unopened-pool-opens",
         POOL,
-        "        house.drop()  # one that was not opened too: nobody else can end it any more\n",
-        "        phase == 1 and house.drop()\n",
+        "if phase != 2:  # one that was not opened too",
+        "if phase == 1:  # one that was not opened too",
         "tests/pool/test_life.py::test_a_pool_that_was_never_open_cannot_be_any_more",
     ),
     Mutant(
