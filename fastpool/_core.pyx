@@ -1094,6 +1094,10 @@ class Core:
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
+            if cython.compiled:
+                lease._entry = NO_ENTRY
+            else:
+                _set_entry(lease, NO_ENTRY)
             # Looking at dead ones takes time; whoever came meanwhile stands behind.
             if since < 0:
                 since = now
@@ -1115,15 +1119,18 @@ class Core:
         state: State
         _replaced: object
         idle: Entry = self._idle
-        before: Entry
         mine: cython.Py_ssize_t = token(lease)
         with cython.critical_section(self):
-            before = lease._entry
-            if before is QUEUED or before.holder == mine:
-                return None  # another thread enters the same block
+            if lease._entry is not NO_ENTRY:
+                return None  # another thread has entered the same block
             while True:
                 entry = idle.below
                 if entry is idle:
+                    # What was bound in a first round, others have taken meanwhile.
+                    if cython.compiled:
+                        lease._entry = NO_ENTRY
+                    else:
+                        _set_entry(lease, NO_ENTRY)
                     return None
                 if cython.compiled:
                     lease._entry = entry
@@ -1426,7 +1433,7 @@ class Core:
         """Join, wait, leave; how it ended is in *waiter*, if it could join."""
         verdict: cython.int = LOOK_AGAIN
         interrupted = True
-        if not self._queued(lease, waiter.token):
+        if not self._queued(lease):
             raise ConnectionReleased("another thread has entered the same block")
         try:
             if cython.compiled:
@@ -1450,13 +1457,11 @@ class Core:
         return verdict
 
     @cython.cfunc
-    def _queued(self, lease: Lease, mine: cython.Py_ssize_t) -> cython.bint:
-        """*lease* waits from now on, and has no entry; False when another thread, which
-        enters the same block, waits or was served."""
-        entry: Entry
+    def _queued(self, lease: Lease) -> cython.bint:
+        """*lease* waits from now on; False when another thread, which has entered the
+        same block, waits or was served."""
         with cython.critical_section(self):
-            entry = lease._entry
-            if entry is QUEUED or entry.holder == mine:
+            if lease._entry is not NO_ENTRY:
                 return False
             if cython.compiled:
                 lease._entry = QUEUED

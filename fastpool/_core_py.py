@@ -1123,6 +1123,7 @@ class Core(Mutexed):
                 if self.idle < self.min_idle:
                     self.house.wanted()
                 return True
+            _set_entry(lease, NO_ENTRY)
             # Looking at dead ones takes time; whoever came meanwhile stands behind.
             if since < 0:
                 since = now
@@ -1143,14 +1144,14 @@ class Core(Mutexed):
         state: State
         _replaced: object
         idle: Entry = self._idle
-        before: Entry
         mine: int = token(lease)
-        before = lease._entry
-        if before is QUEUED or before.holder == mine:
-            return None  # another thread enters the same block
+        if lease._entry is not NO_ENTRY:
+            return None  # another thread has entered the same block
         while True:
             entry = idle.below
             if entry is idle:
+                # What was bound in a first round, others have taken meanwhile.
+                _set_entry(lease, NO_ENTRY)
                 return None
             _set_entry(lease, entry)
             # Bound, but not held: nothing is lost if it ends here.
@@ -1435,7 +1436,7 @@ class Core(Mutexed):
         """Join, wait, leave; how it ended is in *waiter*, if it could join."""
         verdict: int = LOOK_AGAIN
         interrupted = True
-        if not self._queued(lease, waiter.token):
+        if not self._queued(lease):
             raise ConnectionReleased("another thread has entered the same block")
         try:
             _set_waiter(lease, waiter)
@@ -1456,12 +1457,10 @@ class Core(Mutexed):
         return verdict
 
     @section
-    def _queued(self, lease: Lease, mine: int) -> bool:
-        """*lease* waits from now on, and has no entry; False when another thread, which
-        enters the same block, waits or was served."""
-        entry: Entry
-        entry = lease._entry
-        if entry is QUEUED or entry.holder == mine:
+    def _queued(self, lease: Lease) -> bool:
+        """*lease* waits from now on; False when another thread, which has entered the
+        same block, waits or was served."""
+        if lease._entry is not NO_ENTRY:
             return False
         _set_entry(lease, QUEUED)
         return True

@@ -475,7 +475,7 @@ SLOTS = [
         "two-threads-enter-one-block",
         CORE,
         """\
-            if entry is QUEUED or entry.holder == mine:
+            if lease._entry is not NO_ENTRY:
                 return False
 """,
         "",
