@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Literal
 
 __all__ = ["BUCKETS", "SHORT", "Facts", "Holder", "PoolStats", "Waiting", "bucket"]
@@ -27,27 +26,40 @@ def bucket(seconds: float) -> int:
     return min(int(seconds * 1e6).bit_length(), BUCKETS - 1)
 
 
-# Before Python 3.12 a garbage collection within sys._current_frames() can end in a
-# deadlock of the interpreter: it holds a lock of the runtime's while finalizers run.
+# Before Python 3.12 a garbage collection while other threads' frames are looked at can
+# end in a deadlock of the interpreter (in sys._current_frames(), which holds a lock of
+# the runtime's while finalizers run), or in a crash (in f_back: a finalizer lets that
+# thread go on, and return from the frame that is just being looked up).
 _COLLECTS = sys.version_info < (3, 12)
 _looking = threading.Lock()
 
 
-def _frame_of(thread: int) -> FrameType | None:
-    """Where that thread is; ``None`` also when another one is looking just now."""
+def _where(thread: int) -> str | None:
+    """The innermost line of the user's that *thread* is in; ``None`` also when another
+    one is looking just now."""
     if not _COLLECTS:
-        return sys._current_frames().get(thread)
+        return _users_line(thread)
     # Never waited for: its owner may be gone since a fork, or be who was interrupted.
     if not _looking.acquire(blocking=False):
         return None
     collects = gc.isenabled()
     try:
         gc.disable()
-        return sys._current_frames().get(thread)
+        return _users_line(thread)
     finally:
         if collects:
             gc.enable()
         _looking.release()
+
+
+def _users_line(thread: int) -> str | None:
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        module = str(frame.f_globals.get("__name__")).partition(".")[0]
+        if module not in _NOT_THE_USERS:
+            return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back
+    return None
 
 
 @dataclass(frozen=True)
@@ -73,13 +85,7 @@ class Holder:
         """``file:line`` where that thread is now, when this is read: in the innermost
         function that is neither fastpool's, the driver's nor the standard library's.
         ``None`` when it is in none."""
-        frame = _frame_of(self.thread_id) if self.alive else None
-        while frame is not None:
-            module = str(frame.f_globals.get("__name__")).partition(".")[0]
-            if module not in _NOT_THE_USERS:
-                return f"{frame.f_code.co_filename}:{frame.f_lineno}"
-            frame = frame.f_back
-        return None
+        return _where(self.thread_id) if self.alive else None
 
     def __str__(self) -> str:
         thread = f"thread {self.thread_name!r}" if self.alive else "its thread has ended"

@@ -164,8 +164,8 @@ EXPLAINING = [
     Mutant(
         "frames-are-looked-at-while-collecting",
         "fastpool/stats.py",
-        "        gc.disable()\n",
-        "",
+        "        gc.disable()\n        return _users_line(thread)\n",
+        "        return _users_line(thread)\n",
         "tests/pool/test_explain.py::test_nothing_is_collected_while_frames_are_looked_at",
     ),
     Mutant(
