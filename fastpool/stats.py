@@ -32,15 +32,16 @@ def bucket(seconds: float) -> int:
 # thread go on, and return from the frame that is just being looked up).
 _COLLECTS = sys.version_info < (3, 12)
 _looking = threading.Lock()
+_PATIENCE = 0.05
 
 
 def _where(thread: int) -> str | None:
-    """The innermost line of the user's that *thread* is in; ``None`` also when another
-    one is looking just now."""
+    """The innermost line of the user's that *thread* is in; ``None`` also when others
+    are looking all the time."""
     if not _COLLECTS:
         return _users_line(thread)
-    # Never waited for: its owner may be gone since a fork, or be who was interrupted.
-    if not _looking.acquire(blocking=False):
+    # Not waited for long: its owner may be gone since a fork, or be who was interrupted.
+    if not _looking.acquire(timeout=_PATIENCE):
         return None
     collects = gc.isenabled()
     try:
