@@ -45,6 +45,11 @@ def use(rig: Rig, lease: Any) -> None:
     state.leave(0)
 
 
+def when_waiting(rig: Rig, count: int, call: Callable[[], object]) -> threading.Thread:
+    """A thread, yet to be started, that does it once so many wait."""
+    return threading.Thread(target=lambda: (eventually(lambda: rig.core.waiting == count), call()))
+
+
 def elsewhere(call: Callable[[], object]) -> int:
     """Do it in another thread, that ends; its identifier."""
     thread = threading.Thread(target=call)
@@ -197,9 +202,7 @@ def test_a_block_not_used_yet(make: MakeRig, used: bool) -> None:
     somebody.join()
     assert rig.core.deadlocked(somebody.waiter) == DOUBTFUL
     somebody.leave()
-    worker = threading.Thread(
-        target=lambda: (eventually(lambda: rig.core.waiting == 1), use(rig, block))
-    )
+    worker = when_waiting(rig, 1, lambda: use(rig, block))
     if used:
         worker.start()
     with pytest.raises(Refusal if used else Deadlock):
@@ -250,9 +253,7 @@ def test_several_have_not_used_theirs(make: MakeRig, used: bool) -> None:
     somebody.join()
     assert rig.core.deadlocked(somebody.waiter) == DOUBTFUL
     somebody.leave()
-    worker = threading.Thread(
-        target=lambda: (eventually(lambda: rig.core.waiting == 2), use(rig, lease))
-    )
+    worker = when_waiting(rig, 2, lambda: use(rig, lease))
     if used:
         worker.start()
     with pytest.raises(Refusal if used else Deadlock):
@@ -276,12 +277,7 @@ def test_served_in_the_time_of_grace(make: MakeRig) -> None:
     waiting = rig.waiter(lambda: None, who=OTHERS)
     waiting.join()
 
-    def release() -> None:
-        eventually(lambda: rig.core.waiting == 2)
-        waiting.leave()
-        theirs.drop()
-
-    worker = threading.Thread(target=release)
+    worker = when_waiting(rig, 2, lambda: (waiting.leave(), theirs.drop()))
     worker.start()
     second = rig.acquire(timeout=FOREVER)
     worker.join()
