@@ -21,7 +21,16 @@ import pytest
 
 from fastpool.testing import FaultProxyError
 
-__all__ = ["PATIENCE", "Child", "eventually", "knocking", "need", "run_script", "unplugged"]
+__all__ = [
+    "PATIENCE",
+    "Child",
+    "django",
+    "eventually",
+    "knocking",
+    "need",
+    "run_script",
+    "unplugged",
+]
 
 PATIENCE = 10.0
 """Seconds for what must happen, and does so at once on an idle machine."""
@@ -138,3 +147,10 @@ def run_script(script: str, *options: str, timeout: float = 60.0) -> str:
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
     return done.stdout
+
+
+def django() -> None:
+    """Django is there, and set up; it has one configuration in a process."""
+    settings = pytest.importorskip("django.conf").settings
+    if not settings.configured:
+        settings.configure(LOGGING_CONFIG=None)

@@ -7,6 +7,7 @@ import importlib.util
 import os
 import re
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -297,6 +298,46 @@ def test_variants(locked_server: LocalPostgres, start: Start, variant: str) -> N
     assert service.status() in (0, -signal.SIGTERM), service.log()
     assert "Traceback" not in service.log(), service.log()
     assert_nothing_left(locked_server)
+
+
+def test_the_readmes_commands(locked_server: LocalPostgres, tmp_path: Path) -> None:
+    """What the README says to type gives what it says, one after the other has had its effect."""
+    need(shutil.which("bash") and shutil.which("curl"), "bash and curl")
+    (block,) = re.findall(r"^```sh\n(.*?)^```$", (EXAMPLE / "README.md").read_text(), re.M | re.S)
+    settings, serve, ready, report, end = block.splitlines()
+    assert (settings.partition(" ")[0], serve) == ("export", "python app.py &")
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"localhost:{port}"
+    lines = [
+        settings,
+        f"export DB_HOST={locked_server.host} DB_PORT={locked_server.port} DB_USER=postgres",
+        f"export DB_NAME={locked_server.dbname} DB_PASSWORD={locked_server.password}",
+        serve,
+        f"until curl -fso /dev/null {address}/readyz; do :; done",
+        ready,
+        report.replace("seconds=5", "seconds=1"),
+        f"until curl -s {address}/pgxpool/stats | grep -q 'acquired_conns\": 1'; do :; done",
+        end,
+        "wait %1; status=$?; wait; echo; echo status $status",
+    ]
+    done = subprocess.run(
+        ["bash", "-c", "\n".join(lines).replace("localhost:8080", address)],
+        cwd=EXAMPLE,
+        env={
+            **os.environ,
+            "ADDRESS": f"127.0.0.1:{port}",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(tmp_path),
+        },
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert '"status": "ready"' in done.stdout
+    assert '{"slept": 1.0}' in done.stdout
+    assert done.stdout.endswith("status 0\n")
 
 
 def test_manifest() -> None:

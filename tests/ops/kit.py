@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from typing import Any, NamedTuple
+from wsgiref.util import setup_testing_defaults
 
 from support import need
 
@@ -38,6 +39,7 @@ def call(app: Callable[..., Any], path: str, method: str = "GET", **environ: str
     started: list[Any] = []
     path, _, query = path.partition("?")
     request = {"REQUEST_METHOD": method, "PATH_INFO": path, "QUERY_STRING": query, **environ}
+    setup_testing_defaults(request)
     body = b"".join(app(request, lambda *given: started.extend(given)))
     status, headers = started
     return Answer(int(status.split()[0]), dict(headers), body)

@@ -16,6 +16,7 @@ from wsgiref.validate import validator
 import pytest
 from ops.kit import Answer, call
 from pool.kit import Caller, Refused, eventually, filled, give_back, leases
+from support import django
 
 from fastpool import Holder, Pool
 from fastpool.ops import App, KubernetesProbes, admin, http, mount, probes
@@ -432,6 +433,22 @@ def test_flask(pool: Pool[Any]) -> None:
     assert client.get("/").text == "shop"
     assert client.get("/ops/healthz").json["status"] == "alive"
     assert client.post("/ops/healthz").status_code == 405
+
+
+def test_django(pool: Pool[Any]) -> None:
+    """Mounted in Django likewise."""
+    django()
+    from django.core.wsgi import get_wsgi_application
+    from django.http import HttpResponse
+    from django.test import override_settings
+    from django.urls import path
+
+    views = (path("", lambda request: HttpResponse("shop")),)
+    with override_settings(ROOT_URLCONF=views, ALLOWED_HOSTS=["*"]):
+        app = mount(get_wsgi_application(), "/ops", probes(pool))
+        assert call(app, "/").body == b"shop"
+        assert call(app, "/ops/healthz").json["status"] == "alive"
+        assert call(app, "/ops/healthz", "POST").status == 405
 
 
 def request_asgi(
