@@ -9,12 +9,16 @@ import os
 import signal
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
+from support import Child
+
+from fastpool import PoolTimeout
 from fastpool.testing import FaultProxy, FaultProxyError, LocalPostgres
 
-from .jobs import Worker
+from .jobs import Worker, is_a_faults
 from .world import Admin, Flaky, Interrupt, Target, World
 
 __all__ = ["Hooks", "Injector", "NetworkFaults", "ServerFaults", "SessionFaults"]
@@ -158,37 +162,28 @@ class SessionFaults(Injector):
         """gc.collect beside everything"""
         gc.collect()
 
-    def _fork(self) -> bool:
+    def _fork(self) -> None:
         """fork, and the child uses the pool"""
         target = self.rng.choice(self.world.targets)
         token = self.rng.getrandbits(56)
-        child = os.fork()
-        if child == 0:
-            os._exit(_in_child(target, token))
-        deadline = time.monotonic() + 20
-        while True:
-            pid, status = os.waitpid(child, os.WNOHANG)
-            if pid:
-                break
-            if time.monotonic() > deadline:
-                os.kill(child, signal.SIGKILL)
-                os.waitpid(child, 0)
-                self.world.found(f"a forked child hangs in {target.name}")
-                return True
-            time.sleep(0.01)
-        if os.waitstatus_to_exitcode(status) == 1:
-            self.world.found(f"a forked child failed in {target.name}")
-        return True
+        try:
+            wrong = Child(lambda: _in_child(target, token), 20).result()
+        except AssertionError as error:  # it ended without a word
+            wrong = str(error)
+        if wrong:
+            self.world.found(f"a forked child, {target.name}: {wrong}")
 
 
-def _in_child(target: Target, token: int) -> int:
-    """0: right; 1: wrong; 2: a fault came in between."""
+def _in_child(target: Target, token: int) -> str | None:
+    """What was wrong; a fault that came in between is not."""
     try:
         target.pool.reconfigure(application_name="child", min_size=0)
         with target.pool.connection(5.0) as conn:
-            return int(target.run(conn, "SELECT :t::bigint", t=token) != [[token]])
+            rows = target.run(conn, "SELECT :t::bigint", t=token)
     except Exception as error:
-        return 2 if isinstance(error, OSError) or "network" in str(error) else 1
+        expected = isinstance(error, PoolTimeout | Flaky) or is_a_faults(error)
+        return None if expected else traceback.format_exc()
+    return None if rows == [[token]] else f"WRONG ROWS: {rows} not {token}"
 
 
 class NetworkFaults(Injector):

@@ -29,7 +29,7 @@ from fastpool.retry import RetryPolicy, sqlstate
 from .ledger import ACCOUNTS, TOTAL, Write
 from .world import Flaky, Interrupt, Target, World, kind_of
 
-__all__ = ["Errands", "Tally", "Worker"]
+__all__ = ["Errands", "Tally", "Worker", "is_a_faults"]
 
 LONG = 10.0
 """Seconds that a patient caller waits for a connection: more than any fault lasts."""
@@ -50,6 +50,14 @@ EXPECTED_STATES = {
     "57P02",
     "57P03",
 }
+
+
+def is_a_faults(error: Exception) -> bool:
+    """Is it the word of an injected fault, to who has a connection?"""
+    if isinstance(error, TransactionAborted):
+        return error.outcome == "unknown"
+    code = sqlstate(error)
+    return code in EXPECTED_STATES or kind_of(error) == "InterfaceError: network error"
 
 
 class Undo(Exception):
@@ -485,16 +493,12 @@ class Worker:
                 if rows != [[t]]:
                     self.world.found(f"crossing on {target.name}: WRONG ROWS: {rows} not {t}")
             except Exception as error:
-                if not self._is_expected_elsewhere(error):
+                if not is_a_faults(error):
                     self.world.found("crossing: unexpected error", error)
             finally:
                 lease.release()
 
         errands.send(use)
-
-    def _is_expected_elsewhere(self, error: Exception) -> bool:
-        code = sqlstate(error)
-        return code in EXPECTED_STATES or kind_of(error) == "InterfaceError: network error"
 
     def shared(self) -> None:
         """One connection, two threads, by mistake: an error, or the right answer."""
@@ -520,9 +524,7 @@ class Worker:
                 except Exception as error:
                     # The release of a connection in use closes it, under its user.
                     lost = ("network error", "is closed", "out of step")
-                    if not self._is_expected_elsewhere(error) and not any(
-                        text in str(error) for text in lost
-                    ):
+                    if not is_a_faults(error) and not any(text in str(error) for text in lost):
                         self.world.found("shared: unexpected error", error)
                     return
                 else:
