@@ -52,11 +52,12 @@ class Bench(contextlib.ExitStack):
         """Called before each part; replaced where there is a terminal."""
         print(f"bench: {text}", file=sys.stderr, flush=True)
 
-    def loads(self, pools: Mapping[str, Contender], work: Work) -> Loads:
-        """The same load on every pool, in turns."""
+    def loads(self, pools: Mapping[str, Contender], work: Work, times: int = 1) -> Loads:
+        """The same load on every pool, in turns; *times* as many rounds as others have."""
         found: Loads = {name: [] for name in pools}
-        for number in range(self.effort.rounds):
-            self.progress(f"{work}, round {number + 1} of {self.effort.rounds}")
+        rounds = times * self.effort.rounds
+        for number in range(rounds):
+            self.progress(f"{work}, round {number + 1} of {rounds}")
             for name, pool in pools.items():
                 found[name].append(run_load(pool, self.effort.load, work))
         return found
