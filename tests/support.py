@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import pickle
 import select
@@ -151,6 +152,8 @@ def run_script(script: str, *options: str, timeout: float = 60.0) -> str:
 
 def django() -> None:
     """Django is there, and set up; it has one configuration in a process."""
-    settings = pytest.importorskip("django.conf").settings
+    need(importlib.util.find_spec("django"), "django")
+    from django.conf import settings
+
     if not settings.configured:
         settings.configure(LOGGING_CONFIG=None)
