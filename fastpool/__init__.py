@@ -1,5 +1,8 @@
 """fastpool: a PostgreSQL connection pool for threads."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from ._deadline import deadline
 from ._impl import __impl__
 from ._listen import Listener, Notification, listen
@@ -23,6 +26,15 @@ from .sizing import PoolSize, calculate_pool_size
 from .stats import Holder, PoolStats
 
 __version__ = "0.1.0"
+
+if not TYPE_CHECKING:  # which would then find any name here
+
+    def __getattr__(name: str) -> object:
+        """What is imported when it is first asked for, since few need it."""
+        if name not in ("ops", "testing"):
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return import_module(f"{__name__}.{name}")
+
 
 __all__ = [
     "ConfigError",

@@ -43,7 +43,7 @@ from __future__ import annotations
 import _thread
 import math
 from collections import deque
-from types import MethodType
+from types import GenericAlias, MethodType
 from typing import Any, Protocol
 
 import cython
@@ -483,6 +483,11 @@ class Lease:
 
     def __init__(self) -> None:
         raise TypeError("a Lease is made by a pool: use pool.connection() or pool.acquire()")
+
+    @classmethod
+    def __class_getitem__(cls, item: Any) -> Any:
+        """``Lease[Connection]``, for annotations."""
+        return GenericAlias(cls, item)
 
     def __enter__(self) -> Any:
         terms: Terms

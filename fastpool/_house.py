@@ -303,9 +303,14 @@ class House:
         if self._seldom():  # many are refused, each in no time
             facts = self.facts(0.0)
             self._log.warning("exhausted", "%s %s", message, tell(facts, judge(facts)))
+        size, idle, waiting = core.size, core.idle, core.waiting
         return TooManyRequests(
-            f"pool {self.name!r}: {message}; size {core.size}/{core.max_size}, "
-            f"idle {core.idle}, waiting {core.waiting}"
+            f"pool {self.name!r}: {message}; size {size}/{core.max_size}, "
+            f"idle {idle}, waiting {waiting}",
+            size=size,
+            idle=idle,
+            waiting=waiting,
+            max_waiting=core.max_waiting,
         )
 
     def _seldom(self) -> bool:

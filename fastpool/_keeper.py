@@ -317,13 +317,7 @@ class Keeper:
         else:
             self._opener.note_pooler(entry.conn)
             if ends is not None and (limit is None or ends < limit):
-                self._log.warning(
-                    "idle_limit",
-                    "the server ends sessions idle for %g s (idle_session_timeout); "
-                    "max_idle_time=%s should be less",
-                    ends,
-                    limit,
-                )
+                self._turnaround.liveness.ends_idle(f"ends sessions idle for {ends:g} s")
         self._core.put_below(entry)
 
     def _sort_out(self) -> None:

@@ -29,6 +29,7 @@ class Liveness:
         self._hosts = hosts
         self._driver = driver
         self._log = log
+        self._told = False
 
     def lost(self, entry: Entry) -> None:
         """*entry* is dead. The caller has it, or it is on its way out."""
@@ -37,8 +38,20 @@ class Liveness:
         except Exception as error:  # it may be closed meanwhile, by the end of the pool
             self._log.info("dead", "how a connection ended is not known: %s", error)
             return
+        if word == "57P05":
+            self.ends_idle("has ended an idle session")
         if concerns_host(word):
             self._prove(entry, f"ended by its server ({word or 'without a word'})")
+
+    def ends_idle(self, how: str) -> None:
+        """Tell once that the server ends idle sessions before the pool would."""
+        if not self._told:
+            self._told = True
+            self._log.warning(
+                "idle_limit",
+                "the server %s (idle_session_timeout); max_idle_time should be less",
+                how,
+            )
 
     def misfit(self, entry: Entry) -> None:
         """The server of *entry* refused a write as read-only, or is not what is

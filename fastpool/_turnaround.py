@@ -165,8 +165,11 @@ class Turnaround:
                 reason = reason or self._reset(entry)
                 hook = self.config.after_release
                 if reason is None and hook is not None:
-                    kept = self.hook("after_release", hook, entry.conn, entry.state)
-                    reason = self.settle_flags(entry) if kept else "after_release"
+                    if self.hook("after_release", hook, entry.conn, entry.state):
+                        reason = self.settle_flags(entry)
+                    else:
+                        self.log.info("not_kept", "after_release has a connection closed")
+                        reason = "after_release"
             return reason
         except TimeoutError:
             self.log.warning("reset_failed", "a returned connection was not reset in time")

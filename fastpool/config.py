@@ -266,8 +266,8 @@ class PoolConfig:
     """Seconds between two rounds of maintenance at most."""
 
     connect_timeout: float | None = _setting(5.0, _seconds(none="no limit"))
-    """Seconds for one host's whole attempt: TCP, TLS, authentication and
-    session settings together. (libpq's is the same, in whole seconds.)"""
+    """Seconds for one host's whole attempt, all addresses of its name together: TCP,
+    TLS, authentication and session settings. (libpq gives each address as much.)"""
 
     close_timeout: float = _setting(1.0, _seconds())
     """Seconds that a closing connection keeps its slot at most, while the server

@@ -98,6 +98,25 @@ class PoolDeadlock(PoolTimeout):
 class TooManyRequests(PoolError):
     """``max_waiting`` callers wait already; this one was refused at once."""
 
+    def __init__(
+        self,
+        message: str,
+        *,
+        size: int | None = None,
+        idle: int | None = None,
+        waiting: int | None = None,
+        max_waiting: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.size = size
+        """Connections of the pool at that moment, in any state."""
+        self.idle = idle
+        """Idle connections at that moment."""
+        self.waiting = waiting
+        """Callers who waited."""
+        self.max_waiting = max_waiting
+        """The limit on them."""
+
 
 class ConnectFailed(PoolError):
     """A connection could not be made, and waiting longer would not help.

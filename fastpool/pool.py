@@ -72,6 +72,7 @@ class PoolView(Checkout, Generic[ConnT]):
     _house: House
     # pool: what a view was made from; a pool ends when nobody has it.
     _pool: PoolView[ConnT]
+    _limits: tuple[float | None, float | None] = (None, None)
 
     if TYPE_CHECKING:
         # Inherited from the core, which cannot know the connection's class.
@@ -89,11 +90,17 @@ class PoolView(Checkout, Generic[ConnT]):
         """The same pool, with other limits for the calls made through it.
 
         Both are seconds, where a call names none: *timeout* for the wait, *deadline*
-        for all that the call does, as in :meth:`connection`::
+        for all that the call does, as in :meth:`connection`. One that is not given is
+        as it was::
 
             pool.within(deadline=0.5).run("SELECT ...")
         """
+        if timeout is None:
+            timeout = self._limits[0]
+        if deadline is None:
+            deadline = self._limits[1]
         view: PoolView[ConnT] = PoolView(self._core, timeout, deadline)
+        view._limits = timeout, deadline
         view._house = self._house
         view._pool = self
         return view
@@ -500,7 +507,13 @@ def from_env(**settings: Any) -> Pool[Any]:
     given = {**database.settings, **settings}
     if "min_size" not in settings and not os.environ.get("DB_MIN_CONNS"):
         del given["min_size"]  # its default follows max_size, whoever sets that
-    return Pool(database.connection_string(), **given)
+    try:
+        return Pool(database.connection_string(), **given)
+    except ConfigError as error:
+        variable = database.variables.get(error.setting or "")
+        if variable is None or error.setting in settings or not os.environ.get(variable):
+            raise
+        raise ConfigError(f"{variable}: {error}", setting=variable) from None
 
 
 def _driver(driver: Any) -> Driver[Any]:

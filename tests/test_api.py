@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 from support import need
@@ -148,6 +148,15 @@ def test_a_view_checks_out_alike() -> None:
     """A view has all that a pool has for getting connections."""
     for name in ("connection", "acquire", "try_acquire", "release", "run", "transaction", "within"):
         assert getattr(PoolView, name) is getattr(Pool, name)
+
+
+def test_a_lease_of_something() -> None:
+    """What may be written in an annotation can be evaluated."""
+
+    def use(lease: Lease[int], pool: Pool[int], view: PoolView[int]) -> None: ...
+
+    assert get_args(get_type_hints(use)["lease"]) == (int,)
+    assert get_origin(get_type_hints(use)["lease"]) is Lease
 
 
 def test_a_lease_is_no_connection_to_make() -> None:

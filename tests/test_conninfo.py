@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import need
 
-from fastpool import conninfo
+from fastpool import Pool, PoolConfig, conninfo
 from fastpool._secrets import SECRETS
 from fastpool.conninfo import ConnInfo, DatabaseConfig, Host, _service, parse, parse_duration
 from fastpool.conninfo._libpq import PARAMETERS, POOL_SETTINGS
@@ -237,6 +237,21 @@ def test_pool_settings_are_parameters() -> None:
     expected = {"host": "h", "max_size": "10", "max_lifetime": "1h"}
     assert parse("host=h max_size=10 max_lifetime=1h") == expected
     assert parse("postgres://h?max_size=10&max_lifetime=1h") == expected
+
+
+def test_what_no_string_can_hold() -> None:
+    """All of the pool's settings are parameters, but hooks, functions and mappings."""
+    settings = {name for name in PoolConfig.__dataclass_fields__ if name[0] != "_"}
+    others = {"before_connect", "after_connect", "before_acquire", "after_release"}
+    others |= {"before_close", "session_settings"}
+    assert POOL_SETTINGS.keys() | {"connect_timeout", "application_name"} == settings - others
+
+
+@pytest.mark.parametrize("name", ["ping_timeout", "close_timeout", "cancel_budget"])
+def test_zero_is_not_off_where_nothing_is(name: str) -> None:
+    """A time that there has to be is refused as the zero that was written."""
+    with pytest.raises(ConfigError, match=rf"^{name} must be a number .* above 0, .* not 0"):
+        Pool(f"postgres://h/db?{name}=0")
 
 
 def test_bytes_that_are_not_utf8_survive() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -101,6 +102,21 @@ def test_bad_impl(value: str) -> None:
 def test_import_is_light(module: str) -> None:
     """Importing fastpool loads nothing that is expensive and not yet needed."""
     assert output(f"import sys, fastpool; print({module!r} in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize(
+    "name", ["drivers.pg8000.Native", "testing.StubDriver", "ops.probes", "conninfo.parse"]
+)
+def test_the_rest_is_there_when_asked_for(name: str) -> None:
+    """One import is enough for what is not loaded with it."""
+    assert output(f"import fastpool; print(callable(fastpool.{name}))") == "True"
+
+
+@pytest.mark.parametrize("module", ["fastpool", "fastpool.drivers"])
+def test_what_is_not_there(module: str) -> None:
+    """A name that there is not is an AttributeError in the usual words."""
+    with pytest.raises(AttributeError, match=f"module '{module}' has no attribute 'nothing'"):
+        importlib.import_module(module).nothing  # noqa: B018
 
 
 def test_types_are_shipped() -> None:

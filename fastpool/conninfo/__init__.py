@@ -378,7 +378,7 @@ def _settings(values: Mapping[str, str], origins: Mapping[str, str]) -> dict[str
             settings[name] = None  # libpq: zero, negative or not given is no limit
         else:
             settings[name] = parse_duration(value, label)
-            if kind == "jitter":
+            if kind == "amount":
                 settings[name] = settings[name] or 0.0
     return settings
 

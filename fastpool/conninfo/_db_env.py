@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from .._secrets import hides_arguments
 from ..errors import ConfigError
@@ -26,6 +26,14 @@ class DatabaseConfig:
 
     Numbers are checked for being numbers here, their ranges in ``PoolConfig``.
     """
+
+    variables: ClassVar[Mapping[str, str]] = {
+        "min_size": "DB_MIN_CONNS",
+        "max_size": "DB_MAX_CONNS",
+        "max_lifetime": "DB_CONN_MAX_LIFETIME",
+        "max_idle_time": "DB_CONN_MAX_IDLE_TIME",
+    }
+    """The pool's settings among them, and their variables."""
 
     password: str
     host: str = "localhost"
@@ -95,12 +103,7 @@ class DatabaseConfig:
     @property
     def settings(self) -> dict[str, Any]:
         """The pool's settings, by their names in ``Pool(...)``."""
-        return {
-            "min_size": self.min_size,
-            "max_size": self.max_size,
-            "max_lifetime": self.max_lifetime,
-            "max_idle_time": self.max_idle_time,
-        }
+        return {name: getattr(self, name) for name in self.variables}
 
     def connection_string(self) -> str:
         """Return a ``postgres://`` URI, percent-encoded; it holds the password."""

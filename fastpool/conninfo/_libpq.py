@@ -150,7 +150,7 @@ PARAMETERS: dict[str, Parameter] = {
     "oauth_scope": Parameter("refused", why=_OAUTH),
 }
 
-POOL_SETTINGS: dict[str, Literal["duration", "jitter", "integer", "text", "flag"]] = {
+POOL_SETTINGS: dict[str, Literal["duration", "amount", "integer", "text", "flag"]] = {
     "min_size": "integer",
     "max_size": "integer",
     "min_idle": "integer",
@@ -158,26 +158,27 @@ POOL_SETTINGS: dict[str, Literal["duration", "jitter", "integer", "text", "flag"
     "timeout": "duration",
     "max_waiting": "integer",
     "max_lifetime": "duration",
-    # Here zero is an amount, not "off": None would mean a tenth of the lifetime.
-    "max_lifetime_jitter": "jitter",
+    "max_lifetime_jitter": "amount",
     "max_idle_time": "duration",
     "max_uses": "integer",
-    "health_check_period": "duration",
+    "health_check_period": "amount",
     "connect_concurrency": "integer",
-    "connect_backoff": "duration",
-    "connect_backoff_max": "duration",
+    "connect_backoff": "amount",
+    "connect_backoff_max": "amount",
     "fail_fast_after": "duration",
     "check": "text",
     "check_after_idle": "duration",
-    "ping_timeout": "duration",
+    "ping_timeout": "amount",
     "reset": "text",
     "idle_order": "text",
     "leak_threshold": "duration",
     "deadlock": "text",
-    "close_timeout": "duration",
+    "cancel_budget": "amount",
+    "close_timeout": "amount",
     "pgbouncer": "flag",
 }
-"""The pool's own settings that a connection string may hold, and their kind."""
+"""The pool's own settings that a connection string may hold, and their kind. A zero
+``duration`` is "off", a zero ``amount`` is none."""
 
 _SPACE = " \t\n\v\f\r"  # isspace() in the C locale
 _UNQUOTED = re.compile(r"(?:[^\\ \t\n\v\f\r]|\\.|\\\Z)*", re.DOTALL)

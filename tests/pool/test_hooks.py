@@ -198,14 +198,19 @@ def test_before_acquire_error_with_a_lost_connection(make: Make, driver: StubDri
     eventually(lambda: driver.connections[0].closed)
 
 
-def test_after_release_false_closes(make: Make, driver: StubDriver) -> None:
-    """A connection that after_release does not want is closed, others are kept."""
+def test_after_release_false_closes(
+    make: Make, driver: StubDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A connection that after_release does not want is closed, which the log tells; others
+    are kept."""
+    caplog.set_level("INFO", "fastpool")
     pool = make(after_release=lambda conn: conn.number != 1)
     for expected in (1, 2, 2):
         with pool.connection() as conn:
             assert conn.number == expected
     eventually(lambda: pool.stats().closed == {"after_release": 1})
     eventually(lambda: numbers(driver) == [2])
+    assert [getattr(record, "event", None) for record in caplog.records] == ["not_kept"]
 
 
 def test_after_release_error_closes_and_is_logged(

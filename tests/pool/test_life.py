@@ -17,7 +17,14 @@ from typing import Any
 import pytest
 from pool.kit import PATIENCE, Caller, Refused, WrongPassword, eventually, leases
 
-from fastpool import ConnectFailed, ConnectionReleased, Pool, PoolClosed, PoolTimeout
+from fastpool import (
+    ConnectFailed,
+    ConnectionReleased,
+    DeadlineExceeded,
+    Pool,
+    PoolClosed,
+    PoolTimeout,
+)
 from fastpool.testing import StubConnection, StubDriver
 
 Make = Callable[..., Pool[StubConnection]]
@@ -385,6 +392,20 @@ def test_a_view_keeps_its_pool(driver: StubDriver) -> None:
     with pytest.warns(ResourceWarning, match="was never closed"):
         del view
     eventually(lambda: driver.open_now == 0)
+
+
+def test_a_view_of_a_view(driver: StubDriver) -> None:
+    """It has the limits of both, and where they differ its own."""
+    with Pool(driver=driver, max_size=1, deadlock=None) as pool, pool.connection():
+        timed = pool.within(timeout=0.01)
+        for view in (
+            timed.within(deadline=PATIENCE),
+            pool.within(deadline=PATIENCE).within(timeout=0.01),
+        ):
+            with pytest.raises(PoolTimeout, match=r"within 0\.01 s"):
+                view.acquire()
+        with pytest.raises(DeadlineExceeded):
+            timed.within(timeout=PATIENCE, deadline=0.01).acquire()
 
 
 def test_a_lost_lease_comes_back(make: Make) -> None:

@@ -188,8 +188,10 @@ def test_max_waiting(make: Make, spawn: Spawn) -> None:
     lease = pool.acquire()
     callers = [spawn(lambda: pool.acquire().release()) for _ in range(2)]
     eventually(lambda: pool.stats().waiting == 2)
-    with pytest.raises(TooManyRequests, match=r"'orders': 2 callers wait already \(max_waiting=2"):
+    said = r"'orders': 2 callers wait already \(max_waiting=2"
+    with pytest.raises(TooManyRequests, match=said) as refused:
         pool.acquire(timeout=PATIENCE)
+    assert vars(refused.value) == {"size": 1, "idle": 0, "waiting": 2, "max_waiting": 2}
     assert pool.stats().rejected == 1
     lease.release()
     for caller in callers:

@@ -82,6 +82,18 @@ def test_one_sessions_own_end(make: Make, driver: StubDriver, word: str) -> None
     assert sum(conn.closed for conn in driver.connections) == 2
 
 
+def test_idle_sessions_that_the_server_ends(
+    make: Make, driver: StubDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That the server is less patient than the pool is said once, however many it ends."""
+    pool = three(make)
+    kill(driver, pool, ["57P05", "57P05"])
+    give_back(leases(pool, 1))
+    eventually(lambda: pool.stats().closed == {"dead": 2})
+    (record,) = caplog.records
+    assert "has ended an idle session (idle_session_timeout)" in record.getMessage()
+
+
 def test_two_ends_close_the_rest_unasked(make: Make, driver: StubDriver, spawn: Spawn) -> None:
     """A second proof within a second: nobody pings what is left, it is replaced."""
     pool = three(make)

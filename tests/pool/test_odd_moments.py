@@ -187,6 +187,29 @@ def test_from_env_follows_a_smaller_maximum(monkeypatch: pytest.MonkeyPatch) -> 
     assert fastpool.from_env(max_size=3).config.min_size == 3
 
 
+@pytest.mark.parametrize(
+    ("variable", "value", "setting"),
+    [
+        ("DB_MAX_CONNS", "0", "max_size"),
+        ("DB_MIN_CONNS", "26", "min_size"),
+        ("DB_CONN_MAX_LIFETIME", "400000h", "max_lifetime"),
+        ("DB_CONN_MAX_IDLE_TIME", "400000h", "max_idle_time"),
+    ],
+)
+def test_from_env_names_the_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str, value: str, setting: str
+) -> None:
+    """What is out of range is told by the name that was set, if that is what counts."""
+    monkeypatch.setenv("DB_PASSWORD", "x")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(ConfigError, match=rf"^{variable}: ") as wrong:
+        fastpool.from_env()
+    assert wrong.value.setting == variable
+    with pytest.raises(ConfigError) as given:
+        fastpool.from_env(**{setting: "many"})
+    assert given.value.setting == setting
+
+
 def test_a_closed_pool_listens_to_nothing(make: Make) -> None:
     """Entering a listener of a closed pool dials nothing."""
     pool = make()
