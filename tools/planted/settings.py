@@ -6,6 +6,20 @@ from .mutant import CONFIG, POOL, Mutant
 
 SETTINGS = [
     Mutant(
+        "variable-out-of-range-is-not-named",
+        POOL,
+        'raise ConfigError(f"{variable}: {error}", setting=variable) from None',
+        "raise",
+        "tests/pool/test_odd_moments.py::test_from_env_names_the_variable",
+    ),
+    Mutant(
+        "view-forgets-its-limits",
+        POOL,
+        "timeout = self._limits[0]",
+        "timeout = None",
+        "tests/pool/test_life.py::test_a_view_of_a_view",
+    ),
+    Mutant(
         "relation-is-not-checked",
         CONFIG,
         '    ("min_size", "max_size", "lower min_size or raise max_size"),\n',

@@ -18,6 +18,20 @@ SIZE = "fastpool/ops/size.py"
 
 EXPLAINING = [
     Mutant(
+        "end-of-an-idle-session-is-not-told",
+        "fastpool/_liveness.py",
+        'if word == "57P05":',
+        'if word == "57P06":',
+        "tests/pool/test_liveness.py::test_idle_sessions_that_the_server_ends",
+    ),
+    Mutant(
+        "hook-closes-in-silence",
+        "fastpool/_turnaround.py",
+        'self.log.info("not_kept", "after_release has a connection closed")',
+        "pass",
+        "tests/pool/test_hooks.py::test_after_release_false_closes",
+    ),
+    Mutant(
         "filter-ends-the-maintenance-thread",
         "fastpool/_logs.py",
         "except Exception:  # of a filter",
