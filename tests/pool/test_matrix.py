@@ -12,6 +12,7 @@ dial's.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import gc
 import itertools
@@ -22,12 +23,13 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from pool.kit import PATIENCE
+from pool.kit import PATIENCE, eventually
 
 from fastpool import Pool, PoolTimeout, __impl__
 from fastpool.testing import StubConnection, StubDriver
@@ -240,10 +242,20 @@ def try_one(combination: Combination, way: str) -> None:
     check_whole(pool, plan.driver)
 
 
+def everything(pool: Pool[StubConnection]) -> str:
+    """Where a pool and all threads are, as evidence."""
+    stacks = ["".join(traceback.format_stack(f)[-6:]) for f in sys._current_frames().values()]
+    return f"{vars(pool._house.opener)}; {pool._core.snapshot()}\n" + "\n".join(stacks)
+
+
 def check_whole(pool: Pool[StubConnection], driver: StubDriver) -> None:
     """Each slot can be had at once, holds one connection, and is free when closed."""
     gc.collect()
-    held: list[Any] = [pool.acquire(PATIENCE) for _ in range(MAX_SIZE)]
+    held: list[Any] = []
+    try:
+        held += [pool.acquire(PATIENCE) for _ in range(MAX_SIZE)]
+    except PoolTimeout as error:
+        raise AssertionError(f"{error}; {everything(pool)}") from error
     assert len({conn.number for conn in held}) == MAX_SIZE
     assert all(conn.run("SELECT 1") for conn in held)
     look(pool, driver)
@@ -259,7 +271,12 @@ def check_whole(pool: Pool[StubConnection], driver: StubDriver) -> None:
 
 @pytest.fixture
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Interrupts end where they land; who was hit has lost its lease, and that is said."""
+    """Interrupts end where they land; who was hit has lost its lease, and that is said.
+
+    One that is sent while its thread starts another may land there (until that one runs,
+    CPython has it under its parent's identifier), so all have to have ended in here.
+    """
+    threads = _thread._count()
     surprises: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: surprises.append(args.exc_type))
     monkeypatch.setattr(threading, "excepthook", lambda args: surprises.append(args.exc_type))
@@ -269,6 +286,7 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         yield
+        eventually(lambda: _thread._count() <= threads, "all threads end")
     gc.enable()
     logging.disable(logging.NOTSET)
     assert set(surprises) <= {Interrupt}
