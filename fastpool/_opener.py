@@ -20,12 +20,13 @@ connections to it back, as soon as they are idle.
 from __future__ import annotations
 
 import _thread
+import contextlib
 import logging
 import math
-import queue
 import random
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -52,6 +53,55 @@ _STARTING = 0.002
 """Seconds in which a started thread is expected to show up."""
 
 
+class Calls:
+    """Calls, and the threads that sleep until there is one; none is lost.
+
+    To make one takes no lock that anybody keeps, so it is safe anywhere, and wherever an
+    interrupt strikes in it, the next one wakes who sleeps. (The standard library's
+    SimpleQueue would do, but up to Python 3.12 its ``get`` may sleep for ever when its
+    timeout passes before it has begun to wait.)
+    """
+
+    def __init__(self) -> None:
+        self._made: deque[None] = deque()
+        # asleep: a lock for each, taken until it is to wake. Only its owner takes it out.
+        self._asleep: deque[_thread.LockType] = deque()
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def make(self, most: float = math.inf) -> None:
+        """One who sleeps takes it, or the next who would; none is made beyond *most*."""
+        if len(self._made) < most:
+            self._made.append(None)
+        self._rouse()
+
+    def _rouse(self) -> None:
+        # RuntimeError: that one is awake by now, and sees to the others.
+        with contextlib.suppress(IndexError, RuntimeError):
+            self._asleep[0].release()
+
+    def take(self, seconds: float | None) -> bool:
+        """Sleep until there is a call, *seconds* have passed (``None``: no limit), or
+        for less: another may be quicker. Was there one?"""
+        limit = -1 if seconds is None else min(seconds, _thread.TIMEOUT_MAX)
+        lock = _thread.allocate_lock()
+        lock.acquire()
+        self._asleep.append(lock)
+        try:
+            if not self._made:  # who made one before does not know of this lock
+                lock.acquire(True, limit)
+        finally:
+            self._asleep.remove(lock)
+        try:
+            self._made.popleft()
+        except IndexError:
+            return False
+        if self._made:
+            self._rouse()
+        return True
+
+
 class Opener:
     """The dialling threads of one pool, and what they learnt."""
 
@@ -70,7 +120,7 @@ class Opener:
 
     def _begin(self) -> None:
         """As at birth; also in a forked child, but for :attr:`_stopped`."""
-        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._calls = Calls()
         # running: the threads that have entered and not left, by their own word.
         self._running: set[int] = set()
         self._counting = threading.RLock()  # a finalizer may stop the pool in one of them
@@ -120,8 +170,7 @@ class Opener:
             return
         if time.monotonic() - self._started_at > _STARTING:
             self._start()
-        if self._calls.qsize() <= len(self._running):
-            self._calls.put(None)
+        self._calls.make(len(self._running) + 1)
 
     def _start(self) -> None:
         """One more thread, unless there are enough; one too many ends at once."""
@@ -139,7 +188,7 @@ class Opener:
         self._stopped = True
         with self._counting:
             for _ in self._running:
-                self._calls.put(None)
+                self._calls.make()
 
     # -- forks -----------------------------------------------------------------
 
@@ -147,7 +196,7 @@ class Opener:
         """End the threads that only wait, each other one when its dial is over."""
         self._pausing = True
         for _ in range(len(self._running)):
-            self._calls.put(None)
+            self._calls.make()
 
     def resume(self) -> None:
         """Go on, in the parent: with threads, if there is something to dial."""
@@ -214,16 +263,13 @@ class Opener:
                 return False
             self._running.discard(me)
         if not few:
-            self._calls.put(None)  # what woke this one is for another
+            self._calls.make()  # what woke this one is for another
         return True
 
     def _pause(self, seconds: float | None) -> None:
         """Sit out the backoff, or have nothing to do; a call shortens it."""
-        try:
-            self._calls.get(timeout=seconds)
-        except queue.Empty:
-            return
-        self._hurry()
+        if self._calls.take(seconds):
+            self._hurry()
 
     def _regrow(self) -> float | None:
         """Lift the ceiling when it is time; returns the seconds until then."""

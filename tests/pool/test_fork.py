@@ -487,7 +487,7 @@ def test_forks_do_not_hurry_the_backoff(make: Make, driver: StubDriver) -> None:
 
     def pausing() -> bool:
         looked = 0 < keeper._due < math.inf  # and has asked for a dial, perhaps
-        quiet = looked and opener._calls.empty()
+        quiet = looked and not opener._calls
         return quiet and opener._not_before > time.monotonic() + 60.0
 
     eventually(pausing)

@@ -9,6 +9,13 @@ LIVENESS = "fastpool/_liveness.py"
 
 DIALLING = [
     Mutant(
+        "woken-dialler-keeps-calls-to-itself",
+        OPENER,
+        "        if self._made:\n            self._rouse()\n",
+        "",
+        "tests/pool/test_calls.py::test_who_is_woken_wakes_the_next",
+    ),
+    Mutant(
         "hook-on-a-dial-after-close",
         OPENER,
         """\
