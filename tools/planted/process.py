@@ -92,7 +92,7 @@ INTERRUPTS = [
             raise
         return True
 """,
-        "tests/pool/test_interrupts.py::test_at_every_point[given_up-plain]",
+        "tests/core/test_interrupts.py::test_in_the_house",
     ),
 ]
 
