@@ -1009,6 +1009,15 @@ def test_a_typing_error_never_becomes_a_default(name: str, value: str, accepted:
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["DB_PASSWORD", "DB_HOST", "DB_USER", "DB_NAME", "DB_PORT"])
+def test_database_config_wants_text(name: str) -> None:
+    """Bytes that are no text name their variable, and are not shown."""
+    with pytest.raises(ConfigError) as caught:
+        DatabaseConfig.from_env({"DB_PASSWORD": "p", name: "hidden\udcff"})
+    assert (str(caught.value), caught.value.setting) == (f"{name} is not valid UTF-8", name)
+    assert caught.value.__suppress_context__
+
+
 @given(
     password=st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1),
     host=st.sampled_from(["h", "::1", "/var/run/x", "10.0.0.1"]),

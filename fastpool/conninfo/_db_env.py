@@ -65,7 +65,13 @@ class DatabaseConfig:
         """
 
         def get(name: str, default: str) -> str:
-            return environ.get(name) or default
+            value = environ.get(name) or default
+            try:
+                value.encode()
+            except UnicodeEncodeError:
+                # Not chained: that error holds the value, perhaps the password.
+                raise ConfigError(f"{name} is not valid UTF-8", setting=name) from None
+            return value
 
         password = get("DB_PASSWORD", "")
         if not password:
@@ -74,11 +80,6 @@ class DatabaseConfig:
         port = parse_integer(get("DB_PORT", "5432"), "DB_PORT")
         if not 1 <= port <= 65535:
             raise ConfigError(f"DB_PORT: {port} is not from 1 to 65535", setting="DB_PORT")
-        try:
-            password.encode()
-        except UnicodeEncodeError:
-            # Not chained: that error holds the password.
-            raise ConfigError("DB_PASSWORD is not valid UTF-8", setting="DB_PASSWORD") from None
         sslmode = get("DB_SSLMODE", "require")
         if sslmode not in PARAMETERS["sslmode"].values:
             accepted = ", ".join(PARAMETERS["sslmode"].values)
