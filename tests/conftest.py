@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gc
 import importlib
+import logging
 import os
 import signal
+from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
@@ -67,6 +69,15 @@ def load(impl: str) -> ModuleType:
 def core(request: pytest.FixtureRequest) -> ModuleType:
     """Each core in turn: the module."""
     return load(request.param)
+
+
+@pytest.fixture
+def unlogged() -> Iterator[None]:
+    """Nothing is logged. For tests that interrupt anywhere: where that strikes within a
+    handler of the standard library, its lock stays taken, and all who log later wait."""
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture

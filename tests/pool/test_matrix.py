@@ -16,7 +16,6 @@ import _thread
 import ctypes
 import gc
 import itertools
-import logging
 import os
 import random
 import subprocess
@@ -270,7 +269,7 @@ def check_whole(pool: Pool[StubConnection], driver: StubDriver) -> None:
 
 
 @pytest.fixture
-def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _quiet(monkeypatch: pytest.MonkeyPatch, unlogged: None) -> Iterator[None]:
     """Interrupts end where they land; who was hit has lost its lease, and that is said.
 
     One that is sent while its thread starts another may land there (until that one runs,
@@ -280,7 +279,6 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     surprises: list[type[BaseException]] = []
     monkeypatch.setattr(sys, "unraisablehook", lambda args: surprises.append(args.exc_type))
     monkeypatch.setattr(threading, "excepthook", lambda args: surprises.append(args.exc_type))
-    logging.disable(logging.CRITICAL)
     gc.disable()
     gc.collect()
     with warnings.catch_warnings():
@@ -288,7 +286,6 @@ def _quiet(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
         eventually(lambda: _thread._count() <= threads, "all threads end")
     gc.enable()
-    logging.disable(logging.NOTSET)
     assert set(surprises) <= {Interrupt}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import logging
 import os
 import random
 import sys
@@ -91,6 +90,7 @@ def settled(pool: Pool[StubConnection]) -> bool:
     )
 
 
+@pytest.mark.usefixtures("unlogged")
 @pytest.mark.parametrize("interrupts", [False, True])
 def test_whole_after_everything(
     make: Make, monkeypatch: pytest.MonkeyPatch, interrupts: bool
@@ -133,7 +133,6 @@ def test_whole_after_everything(
                 unexpected.append(error)
                 return
 
-    logging.disable(logging.CRITICAL)
     try:
         # Leases that are dropped on purpose, or by an interrupt, are told of.
         with warnings.catch_warnings():
@@ -164,7 +163,6 @@ def test_whole_after_everything(
             eventually(lambda: settled(pool), f"whole: {pool.stats()}")
     finally:
         stop.set()
-        logging.disable(logging.NOTSET)
     assert not unexpected
     assert driver.most_open <= MAX_SIZE
     # All slots can be used, and each connection by one holder.
