@@ -65,11 +65,13 @@ def start_thread(run: Callable[[], None]) -> None:
     for other in list(_threads):
         if other.gone():
             _threads.discard(other)
-    _threads.add(thread)
     try:
+        _threads.add(thread)
         _thread.start_new_thread(thread.run, (run,))
-    except BaseException:
+    except BaseException:  # no room, or an interrupt, which may strike after the start
         _threads.discard(thread)
+        if thread.ident:
+            _threads.add(thread)
         raise
 
 
@@ -84,6 +86,7 @@ class _Thread:
     def run(self, run: Callable[[], None]) -> None:
         self.ident = _thread.get_ident()
         self._native = _thread.get_native_id()
+        _threads.add(self)  # if it was taken out after the start, that was before this
         try:
             run()
         finally:

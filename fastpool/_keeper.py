@@ -299,7 +299,7 @@ class Keeper:
             rest = min(rest, self._ping(idle, now, config.check_after_idle))
         if config.leak_threshold is not None:
             rest = min(rest, self._watch_leaks(now, config.leak_threshold))
-        if core.deficit() > 0 or core.ceiling < core.max_size:
+        if self._opener.wanted:
             self._opener.wake()
         return max(rest, _SHORTEST)
 

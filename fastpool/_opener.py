@@ -20,7 +20,6 @@ connections to it back, as soon as they are idle.
 from __future__ import annotations
 
 import _thread
-import contextlib
 import logging
 import math
 import random
@@ -65,7 +64,7 @@ class Calls:
     def __init__(self) -> None:
         self._made: deque[None] = deque()
         # asleep: a lock for each, taken until it is to wake. Only its owner takes it out.
-        self._asleep: deque[_thread.LockType] = deque()
+        self._asleep: list[_thread.LockType] = []
 
     def __len__(self) -> int:
         return len(self._made)
@@ -77,9 +76,12 @@ class Calls:
         self._rouse()
 
     def _rouse(self) -> None:
-        # RuntimeError: that one is awake by now, and sees to the others.
-        with contextlib.suppress(IndexError, RuntimeError):
-            self._asleep[0].release()
+        # The first, unless it is awake by now and sees to the others. C does it in one
+        # go, in which no other thread runs, so that nothing fails: to catch an error here
+        # could be to catch an interrupt.
+        for lock in self._asleep[:1]:
+            kind = type(lock)  # another under gevent
+            any(map(kind.release, filter(kind.locked, (lock,))))
 
     def take(self, seconds: float | None) -> bool:
         """Sleep until there is a call, *seconds* have passed (``None``: no limit), or
@@ -162,6 +164,11 @@ class Opener:
     def config(self) -> PoolConfig:
         return self._turnaround.config
 
+    @property
+    def wanted(self) -> bool:
+        """Is there something to dial, or a lowered ceiling to lift in time?"""
+        return self._core.deficit() > 0 or self._core.ceiling < self._core.max_size
+
     def wake(self) -> None:
         """A dial may be wanted. Safe anywhere, also in finalizers, in signal
         handlers and where an interrupt strikes: it takes no lock, and whether
@@ -175,13 +182,17 @@ class Opener:
     def _start(self) -> None:
         """One more thread, unless there are enough; one too many ends at once."""
         if len(self._running) < self.config.connect_concurrency:
+            # Before it is: a fork that undoes the start forgets this time.
+            self._started_at = time.monotonic()
             try:
                 start_thread(self._run)
-            except RuntimeError as error:  # no room for threads; the next call tries again
+            except BaseException as error:
+                self._started_at = -math.inf
+                if not isinstance(error, RuntimeError):
+                    raise
+                # No room for threads; the next call tries again.
                 level = logging.WARNING if self._seldom() else logging.DEBUG
                 self._log.log(level, "no_thread", "cannot start a thread: %s", error)
-            else:
-                self._started_at = time.monotonic()
 
     def stop(self) -> None:
         """End the threads, each when its dial is over. Idempotent."""
@@ -199,11 +210,11 @@ class Opener:
             self._calls.make()
 
     def resume(self) -> None:
-        """Go on, in the parent: with threads, if there is something to dial."""
+        """Go on, in the parent: with threads, if there is something to do."""
         with self._counting:  # who leaves for the fork has left, or stays
             self._pausing = False
         self._started_at = -math.inf  # who was started meanwhile does not show up
-        if not self._stopped and self._core.deficit() > 0:
+        if not self._stopped and self.wanted:
             self._start()
 
     # -- one thread ------------------------------------------------------------

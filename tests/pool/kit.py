@@ -16,6 +16,7 @@ __all__ = [
     "PATIENCE",
     "Caller",
     "Clock",
+    "Full",
     "Refused",
     "WrongPassword",
     "eventually",
@@ -75,6 +76,12 @@ class Clock:
 
 class Refused(ConnectionRefusedError):
     """A failure to connect that may pass."""
+
+
+class Full(Exception):
+    """The server has no room."""
+
+    sqlstate = "53300"
 
 
 class WrongPassword(Exception):

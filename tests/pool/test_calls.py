@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
+import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -63,6 +66,41 @@ def test_an_interrupt_in_a_call(spawn: Spawn, struck: int) -> None:
     calls.make(2)
     calls.make(2)
     assert [caller.result() for caller in callers] == [True] * 2
+
+
+def test_an_interrupt_of_any_kind() -> None:
+    """One that looks like an error that a call might have met reaches its thread."""
+
+    class Injector:
+        def __init__(self, point: int, error: type[BaseException]) -> None:
+            self.left, self.error, self.struck = point, error, False
+
+        def __call__(self, frame: FrameType, event: str, arg: Any) -> None:
+            if event == "c_return" and arg is not sys.setprofile:
+                self.left -= 1
+                if self.left < 0 and not self.struck:
+                    self.struck = True
+                    raise self.error
+
+    for error in (RuntimeError, KeyboardInterrupt):
+        for point in range(100):
+            calls = Calls()
+            lock = _thread.allocate_lock()
+            lock.acquire()
+            calls._asleep.append(lock)
+            injector, raised = Injector(point, error), False
+            sys.setprofile(injector)
+            try:
+                calls.make()
+            except error:
+                raised = True
+            finally:
+                sys.setprofile(None)
+            assert raised is injector.struck
+            if not raised:
+                break
+        assert point > 1
+        assert not lock.locked()
 
 
 def test_who_is_woken_wakes_the_next(spawn: Spawn) -> None:

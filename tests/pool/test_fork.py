@@ -16,14 +16,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
-from pool.kit import PATIENCE, Caller, Clock, eventually, filled, knocking
+from pool.kit import PATIENCE, Caller, Clock, Full, eventually, filled, knocking
 from support import Child, need, run_script
 
 import fastpool
-from fastpool import ConnectionReleased, Pool, PoolClosed, _fork, _runtime
+from fastpool import ConnectionReleased, Pool, PoolClosed, _fork, _opener, _runtime
 from fastpool.testing import StubConnection, StubDriver
 
 need(hasattr(os, "register_at_fork"), "fork()")
@@ -497,6 +498,79 @@ def test_forks_do_not_hurry_the_backoff(make: Make, driver: StubDriver) -> None:
         _fork._after_in_parent()
         eventually(lambda: opener._running, "back again")
     assert opener._not_before == until
+
+
+def test_a_full_server_is_asked_again_after_a_fork(
+    make: Make, spawn: Spawn, driver: StubDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fork ends the thread that was to ask again: there is another for who waits."""
+    monkeypatch.setattr(_opener, "_FULL_FOR", 3600.0)
+    pool = make(max_size=2, health_check_period=3600.0, check_after_idle=None)
+    opener, keeper = pool._house.opener, pool._house.keeper
+    held = pool.acquire(PATIENCE)
+    driver.fail("connect", Full())
+    caller = spawn(lambda: pool.run("SELECT 1"))
+    eventually(lambda: pool._core.ceiling == 1)
+    eventually(lambda: keeper._due > pool._core.now(), "the keeper has looked, and sleeps")
+    _fork._before()
+    opener._full_until = time.monotonic()
+    _fork._after_in_parent()
+    assert caller.result() == "SELECT 1"
+    held.release()
+
+
+def test_a_start_that_a_fork_has_undone(
+    make: Make, spawn: Spawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that was started in vain, while a fork was made, is not waited for."""
+    monkeypatch.setattr(_opener, "_STARTING", 3600.0)
+    pool = make()
+    pool.open()
+    opener = pool._house.opener
+    start = _opener.start_thread
+    opener.pause()
+    eventually(lambda: not opener._running)
+
+    def slowly(run: Callable[[], None]) -> None:
+        over = threading.Event()
+        start(lambda: (run(), over.set()))  # type: ignore[func-returns-value]
+        assert over.wait(PATIENCE)
+        opener.resume()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_opener, "start_thread", slowly)
+        opener._start()
+    assert spawn(lambda: pool.run("SELECT 1")).result() == "SELECT 1"
+
+
+@pytest.mark.parametrize("struck", [None, _fork._threads.add, _thread.start_new_thread])
+def test_an_interrupt_where_a_thread_is_started(struck: Callable[..., Any] | None) -> None:
+    """Forks know every thread that runs, and none that does not."""
+    go = threading.Event()
+    before = set(_fork._threads)
+    known: list[int] = []
+
+    def strike(frame: FrameType, event: str, arg: Any) -> None:
+        if event == "c_return" and arg == struck and frame.f_code is start.__code__:
+            raise KeyboardInterrupt
+
+    def run() -> None:
+        known.append(len(_fork._threads - before))
+        go.wait(PATIENCE)
+
+    start = _fork.start_thread
+    expected = contextlib.nullcontext() if struck is None else pytest.raises(KeyboardInterrupt)
+    sys.setprofile(strike)
+    try:
+        with expected:
+            start(run)
+    finally:
+        sys.setprofile(None)
+    if struck == _fork._threads.add:
+        assert not _fork._threads - before
+    else:
+        eventually(lambda: known == [1])
+    go.set()
 
 
 def test_no_room_for_threads_after_a_fork(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

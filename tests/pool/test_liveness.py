@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pool.kit import Caller, WrongPassword, eventually, filled, give_back, leases
+from pool.kit import Caller, Full, WrongPassword, eventually, filled, give_back, leases
 
 from fastpool import ConfigError, ConnectFailed, Pool, PoolTimeout, _opener
 from fastpool.drivers.base import Role
@@ -18,12 +18,6 @@ Make = Callable[..., Pool[StubConnection]]
 Spawn = Callable[[Callable[[], Any]], Caller]
 
 PRIMARY, READ_ONLY, STANDBY = Role(False, False), Role(False, True), Role(True, True)
-
-
-class Full(Exception):
-    """The server has no room."""
-
-    sqlstate = "53300"
 
 
 class Starting(Exception):

@@ -9,6 +9,18 @@ LIVENESS = "fastpool/_liveness.py"
 
 DIALLING = [
     Mutant(
+        "call-swallows-an-interrupt",
+        OPENER,
+        "            any(map(kind.release, filter(kind.locked, (lock,))))\n",
+        """\
+            try:
+                lock.release()
+            except RuntimeError:
+                pass
+""",
+        "tests/pool/test_calls.py::test_an_interrupt_of_any_kind",
+    ),
+    Mutant(
         "woken-dialler-keeps-calls-to-itself",
         OPENER,
         "        if self._made:\n            self._rouse()\n",

@@ -215,6 +215,13 @@ FORK = [
         "tests/pool/test_fork.py::test_a_fork_waits_for_threads_to_end",
     ),
     Mutant(
+        "thread-that-was-begun-unknown-to-forks",
+        "fastpool/_fork.py",
+        "        _threads.add(self)  # if it was taken out after the start, that was before this\n",
+        "",
+        "tests/pool/test_fork.py::test_an_interrupt_where_a_thread_is_started",
+    ),
+    Mutant(
         "keeper-is-gone-after-a-fork",
         KEEPER,
         """\
@@ -231,12 +238,35 @@ FORK = [
         "asked-for-during-a-fork-and-forgotten",
         OPENER,
         """\
-        if not self._stopped and self._core.deficit() > 0:
+        if not self._stopped and self.wanted:
             self._start()
 
 """,
         "\n",
         "tests/pool/test_fork.py::test_asked_for_while_a_fork_is_made",
+    ),
+    Mutant(
+        "lowered-ceiling-forgotten-by-a-fork",
+        OPENER,
+        "return self._core.deficit() > 0 or self._core.ceiling < self._core.max_size",
+        "return self._core.deficit() > 0",
+        "tests/pool/test_fork.py::test_a_full_server_is_asked_again_after_a_fork",
+    ),
+    Mutant(
+        "start-undone-by-a-fork-is-waited-for",
+        OPENER,
+        """\
+            # Before it is: a fork that undoes the start forgets this time.
+            self._started_at = time.monotonic()
+            try:
+                start_thread(self._run)
+""",
+        """\
+            try:
+                start_thread(self._run)
+                self._started_at = time.monotonic()
+""",
+        "tests/pool/test_fork.py::test_a_start_that_a_fork_has_undone",
     ),
     Mutant(
         "fork-cuts-the-backoff-short",
