@@ -140,6 +140,8 @@ class Worker:
         self._target = world.targets[0]
         self.asking: tuple[Target, float, float] | None = None
         """The pool asked for a connection, when, and for how long to wait; while it waits."""
+        self.refused_at: float | None = None
+        """When it did not get one, where it has something else to return first."""
 
     # -- the loop --------------------------------------------------------------
 
@@ -206,6 +208,7 @@ class Worker:
     def _judge_wait(self, error: PoolTimeout, now: float) -> None:
         self.tallies[self._target.name].timeouts += 1
         timeout, waited = error.timeout or 0.0, error.waited or 0.0
+        now = self.refused_at or now
         begun, over = now - waited, waited - timeout
         if self.asking is not None:
             _, begun, asked = self.asking
@@ -214,7 +217,7 @@ class Worker:
                 self.world.found(f"{self.job}: timeout={asked} was taken for {timeout}", error)
         if timeout == 0:
             over -= self.patience(self._target)
-        told = f"{self.job} on {self._target.name}, timeout {timeout:.3f} s: {error}"
+        told = f"{self.job} on {self._target.name}, waited {waited:.3f} s: {error}"
         self.world.overshoots.append((begun, now, over, told))
 
     def _is_expected(self, error: Exception) -> bool:
@@ -262,6 +265,7 @@ class Worker:
         self._target = target
         self.tallies[target.name].attempts += 1
         self.asking = (target, time.monotonic(), timeout)
+        self.refused_at = None
         return timeout
 
     def got(self, target: Target) -> None:
@@ -700,11 +704,15 @@ class Worker:
         with first.pool.connection(self.limit(first)) as one:
             self.got(first)
             self.token(first, one)
-            with second.pool.connection(self.limit(second, 2.0)) as other:
-                self.got(second)
-                self.token(second, other)
-                self._target = first
-                self.token(first, one)
+            try:
+                with second.pool.connection(self.limit(second, 2.0)) as other:
+                    self.got(second)
+                    self.token(second, other)
+                    self._target = first
+                    self.token(first, one)
+            except PoolTimeout:
+                self.refused_at = time.monotonic()
+                raise
 
     def notify(self) -> None:
         target = self.pick()
