@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from pool.kit import PATIENCE, Caller, eventually, filled
+from pool.kit import PATIENCE, Caller, Clock, eventually, filled
 
 import fastpool
 from fastpool import (
@@ -113,6 +113,13 @@ def test_what_is_no_time_is_refused(make: Make, seconds: Any) -> None:
         for call in (make().connection, make().acquire, make().within):
             with pytest.raises(ConfigError, match="deadline: expected seconds >= 0"):
                 call(deadline=seconds)
+
+
+def ready(make: Make, **settings: Any) -> Pool[StubConnection]:
+    """A pool with a connection that need not be waited for."""
+    pool = make(min_size=1, **settings)
+    filled(pool)
+    return pool
 
 
 # -- waiting -------------------------------------------------------------------
@@ -281,13 +288,16 @@ def test_after_connect_at_a_late_return(make: Make) -> None:
     assert (pool.stats().idle, pool.stats().closed) == (1, {})
 
 
-def test_an_old_deadline_does_not_concern_the_keeper(make: Make, driver: StubDriver) -> None:
+def test_an_old_deadline_does_not_concern_the_keeper(
+    make: Make, driver: StubDriver, clock: Clock
+) -> None:
     """The keeper pings a connection whose last user's deadline has passed long ago."""
-    pool = make(min_size=1, check_after_idle=0.02)
-    filled(pool)
+    pool = ready(make, check_after_idle=10.0)
     with pool.connection(deadline=GONE):
         pass
     pings = driver.counts["ping"]
+    clock.now += 6.0
+    pool._house.keeper.tend()
     eventually(lambda: driver.counts["ping"] > pings)
     assert pool.stats().closed == {}
 
@@ -297,7 +307,7 @@ def test_an_old_deadline_does_not_concern_the_keeper(make: Make, driver: StubDri
 
 def test_too_late_to_commit_is_rolled_back(make: Make, driver: StubDriver) -> None:
     """No COMMIT is sent after the deadline: the transaction is rolled back, and said so."""
-    pool = make()
+    pool = ready(make)
     with pytest.raises(DeadlineExceeded, match="rolled back") as caught:
         with pool.connection(deadline=0.05) as conn:
             conn.run("BEGIN")
@@ -312,7 +322,7 @@ def test_too_late_to_commit_is_rolled_back(make: Make, driver: StubDriver) -> No
 
 def test_a_commit_without_an_answer_is_unknown(make: Make, driver: StubDriver) -> None:
     """A COMMIT gets the time that is left and the budget; then nobody knows."""
-    pool = make(cancel_budget=0.01)
+    pool = ready(make, cancel_budget=0.01)
     with pytest.raises(DeadlineExceeded, match="COMMIT was sent") as caught:
         with pool.transaction(deadline=0.2):
             driver.gates["control"] = threading.Event()
@@ -323,7 +333,7 @@ def test_a_commit_without_an_answer_is_unknown(make: Make, driver: StubDriver) -
 
 def test_a_late_rollback_is_sent(make: Make, driver: StubDriver) -> None:
     """A block that raises after its deadline is rolled back all the same, nested or not."""
-    pool = make()
+    pool = ready(make)
     with pytest.raises(KeyError), pool.transaction(deadline=0.05):
         with fastpool.deadline(0.05):
             eventually(lambda: fastpool.deadline.remaining() < 0)
@@ -334,7 +344,7 @@ def test_a_late_rollback_is_sent(make: Make, driver: StubDriver) -> None:
 
 def test_a_return_does_not_outlast_the_deadline(make: Make, driver: StubDriver) -> None:
     """A rollback that hangs is given up with the budget; the connection is closed."""
-    pool = make(cancel_budget=0.02)
+    pool = ready(make, cancel_budget=0.02)
     conn = pool.acquire(deadline=0.01)
     conn.run("BEGIN")
     driver.gates["control"] = threading.Event()
@@ -353,7 +363,7 @@ def test_hooks_at_return_have_their_own_time(make: Make) -> None:
         seen.append(fastpool.deadline.remaining())
         return True
 
-    pool = make(after_release=clean)
+    pool = ready(make, after_release=clean)
     with fastpool.deadline(GONE + 0.05), pool.connection(deadline=0.05):
         eventually(lambda: fastpool.deadline.remaining() < 0)
     assert seen == [math.inf]
