@@ -39,7 +39,7 @@ from ..errors import ConfigError
 from ._db_env import DatabaseConfig
 from ._libpq import PARAMETERS, POOL_SETTINGS, parse
 from ._service import SOCKET_DIRS, home_directory, password_from_file, read_service
-from ._values import parse_duration, parse_flag, parse_integer
+from ._values import check_text, parse_duration, parse_flag, parse_integer
 
 __all__ = ["ConnInfo", "DatabaseConfig", "Host", "parse", "parse_duration", "resolve"]
 
@@ -259,11 +259,7 @@ def _checked(name: str, value: str, label: str) -> str:
         besides = f" (but for {', '.join(parameter.neutral)})" if parameter.neutral else ""
         raise ConfigError(f"{label} is not supported{besides}: {parameter.why}", setting=label)
     if parameter.use == "honoured" and name not in _PATHS:
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            # Not chained: that error holds the value.
-            raise ConfigError(f"{label} is not valid UTF-8", setting=label) from None
+        check_text(value, label)
     return value
 
 

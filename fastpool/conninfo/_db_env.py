@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from .._secrets import hides_arguments
 from ..errors import ConfigError
 from ._libpq import PARAMETERS
-from ._values import parse_duration, parse_integer
+from ._values import check_text, parse_duration, parse_integer
 
 __all__ = ["DatabaseConfig"]
 
@@ -66,11 +66,7 @@ class DatabaseConfig:
 
         def get(name: str, default: str) -> str:
             value = environ.get(name) or default
-            try:
-                value.encode()
-            except UnicodeEncodeError:
-                # Not chained: that error holds the value, perhaps the password.
-                raise ConfigError(f"{name} is not valid UTF-8", setting=name) from None
+            check_text(value, name)
             return value
 
         password = get("DB_PASSWORD", "")

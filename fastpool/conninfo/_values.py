@@ -13,7 +13,7 @@ import re
 
 from ..errors import ConfigError
 
-__all__ = ["parse_duration", "parse_flag", "parse_integer"]
+__all__ = ["check_text", "parse_duration", "parse_flag", "parse_integer"]
 
 _NUMBER = r"(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)"
 _SECONDS = re.compile(rf"\+?({_NUMBER})")
@@ -78,6 +78,15 @@ def parse_integer(text: str, setting: str) -> int:
         f"{setting}: {text!r} is not an integer; accepted are decimal digits, such as 25",
         setting=setting,
     )
+
+
+def check_text(value: str, setting: str) -> None:
+    """Raise ``ConfigError`` for what cannot be sent: bytes that were no UTF-8."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        # Not chained: that error holds the value, perhaps a password.
+        raise ConfigError(f"{setting} is not valid UTF-8", setting=setting) from None
 
 
 def parse_flag(text: str, setting: str) -> bool:
