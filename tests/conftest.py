@@ -72,12 +72,17 @@ def core(request: pytest.FixtureRequest) -> ModuleType:
 
 
 @pytest.fixture
-def unlogged() -> Iterator[None]:
-    """Nothing is logged. For tests that interrupt anywhere: where that strikes within a
-    handler of the standard library, its lock stays taken, and all who log later wait."""
+def bystanders_away() -> Iterator[None]:
+    """For tests that interrupt anywhere: nothing of the test tools runs in those threads.
+    Struck within a handler of the log, the handler's lock would stay taken, and all who log
+    later wait; struck within a callback of the garbage collector (hypothesis times it with
+    one), the interrupt reaches nobody."""
+    callbacks = gc.callbacks[:]
+    gc.callbacks.clear()
     logging.disable(logging.CRITICAL)
     yield
     logging.disable(logging.NOTSET)
+    gc.callbacks[:] = callbacks
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def loaded(pool: Pool[Any], watcher: Admin, seconds: float, churn: bool) -> tupl
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("unlogged")
+@pytest.mark.usefixtures("bystanders_away")
 @pytest.mark.filterwarnings("ignore:.* was never released:ResourceWarning")
 def test_never_more_than_max_size(make_pool: MakePool, admin: Admin, server: LocalPostgres) -> None:
     """40 threads on 8 connections, with interrupts, drains, short lives and few uses:

@@ -261,7 +261,7 @@ def _numbers(admin: Admin) -> Iterator[None]:
 @lost_leases
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.usefixtures("_numbers", "unlogged")
+@pytest.mark.usefixtures("_numbers", "bystanders_away")
 @pytest.mark.parametrize("dialect", [Native(), DBAPI()], ids=["native", "dbapi"])
 def test_no_foreign_rows(
     make_pool: MakePool, admin: Admin, marksman: Marksman, dialect: Any

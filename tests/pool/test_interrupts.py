@@ -153,7 +153,9 @@ SCENARIOS = [
 
 
 @pytest.fixture(autouse=True)
-def _collect_only_when_told(monkeypatch: pytest.MonkeyPatch, unlogged: None) -> Iterator[None]:
+def _collect_only_when_told(
+    monkeypatch: pytest.MonkeyPatch, bystanders_away: None
+) -> Iterator[None]:
     nowhere: list[type] = []  # interrupts of finalizers: of a generator that was left, say
     monkeypatch.setattr(sys, "unraisablehook", lambda args: nowhere.append(args.exc_type))
     gc.disable()

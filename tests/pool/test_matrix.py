@@ -269,7 +269,7 @@ def check_whole(pool: Pool[StubConnection], driver: StubDriver) -> None:
 
 
 @pytest.fixture
-def _quiet(monkeypatch: pytest.MonkeyPatch, unlogged: None) -> Iterator[None]:
+def _quiet(monkeypatch: pytest.MonkeyPatch, bystanders_away: None) -> Iterator[None]:
     """Interrupts end where they land; who was hit has lost its lease, and that is said.
 
     One that is sent while its thread starts another may land there (until that one runs,

@@ -90,7 +90,7 @@ def settled(pool: Pool[StubConnection]) -> bool:
     )
 
 
-@pytest.mark.usefixtures("unlogged")
+@pytest.mark.usefixtures("bystanders_away")
 @pytest.mark.parametrize("interrupts", [False, True])
 def test_whole_after_everything(
     make: Make, monkeypatch: pytest.MonkeyPatch, interrupts: bool
