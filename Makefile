@@ -70,8 +70,9 @@ figures:
 	@$(VENV) bench
 	$(RUN)/python -m bench figures
 
+# A defect of the core is carried into the interpreted one, which ruff formats.
 mutants:
-	@$(VENV) test
+	@$(VENV) test lint
 	$(RUN)/python tools/mutants.py
 
 # Both wheels are made from the sdist, so they prove that it is complete.

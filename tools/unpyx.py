@@ -170,7 +170,7 @@ def generate(source: str) -> str:
     formatted = subprocess.run(
         [sys.executable, "-m", "ruff", "format", "--stdin-filename", str(TARGET), "-"],
         input=HEADER + text,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
