@@ -1,4 +1,4 @@
-"""Pools and ``os.fork()``.
+"""Pools' threads, at a fork and at the interpreter's end.
 
 A child shares its parent's sockets, and has none of its threads. So before a
 fork the pools' threads that only wait are ended (Python 3.12 and later warn of a
@@ -10,11 +10,16 @@ sockets without a word.
 
 What is to be done is the pools' own business; here is when, and for whom. A
 program that is started (``subprocess``) inherits nothing of a pool.
+
+The interpreter's end leaves the threads alone, but for one thing: a thread that has
+been started and not yet run would find its interpreter freed, and crash. So those
+are waited for, and none is started any more.
 """
 
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import time
 import weakref
@@ -31,6 +36,8 @@ MOMENT = 0.05
 """Seconds that a fork waits for threads: long enough for one that only waits. One
 that dials goes on in the parent."""
 _LOOK = 0.0002
+LAST_MOMENT = 0.5
+"""Seconds that the interpreter's end waits for threads to begin."""
 
 
 class Forkable(Protocol):
@@ -49,6 +56,7 @@ class Forkable(Protocol):
 # Looked at while other threads come and go: never iterated over, only copied.
 _forkables: weakref.WeakValueDictionary[int, Forkable] = weakref.WeakValueDictionary()
 _threads: set[_Thread] = set()
+_ending = False
 
 
 def register(forkable: Forkable) -> None:
@@ -59,7 +67,7 @@ def register(forkable: Forkable) -> None:
 def start_thread(run: Callable[[], None]) -> None:
     """Start a pool's thread, which a fork may have to wait for.
 
-    Raises ``RuntimeError`` when there is no room for one.
+    Raises ``RuntimeError`` when there is no room for one, or the interpreter ends.
     """
     thread = _Thread()
     for other in list(_threads):
@@ -67,6 +75,8 @@ def start_thread(run: Callable[[], None]) -> None:
             _threads.discard(other)
     try:
         _threads.add(thread)
+        if _ending:  # asked after it was added, and added to after that is set
+            raise RuntimeError("the interpreter is ending")
         _thread.start_new_thread(thread.run, (run,))
     except BaseException:  # no room, or an interrupt, which may strike after the start
         _threads.discard(thread)
@@ -115,13 +125,17 @@ def _tell(step: Callable[[Forkable], None]) -> None:
             _log.exception("fork", "a fork was not quite prepared for")
 
 
+def _wait(condition: Callable[[], bool], timeout: float) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_LOOK)
+
+
 def _before() -> None:
     _tell(lambda forkable: forkable.before_fork())
     me = _thread.get_ident()  # a hook that forks
     waited_for = [thread for thread in list(_threads) if thread.ident != me]
-    deadline = time.monotonic() + MOMENT
-    while not all(thread.gone() for thread in waited_for) and time.monotonic() < deadline:
-        time.sleep(_LOOK)
+    _wait(lambda: all(thread.gone() for thread in waited_for), MOMENT)
 
 
 def _after_in_parent() -> None:
@@ -133,6 +147,13 @@ def _after_in_child() -> None:
     _tell(lambda forkable: forkable.after_fork_in_child())
 
 
+def _at_exit() -> None:
+    global _ending
+    _ending = True
+    _wait(lambda: all(thread.ident for thread in list(_threads)), LAST_MOMENT)
+
+
+atexit.register(_at_exit)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child

@@ -449,3 +449,40 @@ def test_interpreter_exit_with_an_open_pool(state: str) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert time.time() - float(done.stdout) < 1.0
+
+
+def test_interpreter_exit_beside_a_thread_that_begins() -> None:
+    """The end waits until a started thread runs, which else finds its interpreter freed."""
+    script = """
+        import _thread, atexit, threading, time
+
+        @atexit.register
+        def last():  # registered first, so called last
+            print([thread.ident != 0 for thread in _fork._threads])
+            try:
+                _fork.start_thread(print)
+            except RuntimeError as error:
+                print(error)
+
+        from fastpool import _fork
+
+        def late(run, args):
+            start(lambda: (waited_for.wait(), run(*args)), ())
+
+        def look_again(seconds):
+            waited_for.set()
+            sleep(seconds)
+
+        waited_for = threading.Event()
+        start, sleep = _thread.start_new_thread, time.sleep
+        _thread.start_new_thread, time.sleep = late, look_again
+        _fork.start_thread(threading.Event().wait)
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == ["[True]", "the interpreter is ending"]

@@ -278,6 +278,27 @@ FORK = [
         "",
         "tests/pool/test_fork.py::test_forks_do_not_hurry_the_backoff",
     ),
+    Mutant(
+        "end-is-not-told",
+        "fastpool/_fork.py",
+        "atexit.register(_at_exit)\n",
+        "",
+        "tests/pool/test_life.py::test_interpreter_exit_beside_a_thread_that_begins",
+    ),
+    Mutant(
+        "end-waits-for-no-thread",
+        "fastpool/_fork.py",
+        "    _wait(lambda: all(thread.ident for thread in list(_threads)), LAST_MOMENT)\n",
+        "",
+        "tests/pool/test_life.py::test_interpreter_exit_beside_a_thread_that_begins",
+    ),
+    Mutant(
+        "thread-started-at-the-end",
+        "fastpool/_fork.py",
+        "        if _ending:",
+        "        if False:",
+        "tests/pool/test_life.py::test_interpreter_exit_beside_a_thread_that_begins",
+    ),
 ]
 
 # Those of tests/integration need a PgBouncer.
